@@ -1,0 +1,47 @@
+"""Fixtures every test may use; the network is closed by pytest-socket and offline mode."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before any Hugging Face import
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests import tiny
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Every test starts from the same state of torch's global generator."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder under which the session's checkpoints lie; read only."""
+    return tmp_path_factory.mktemp("tiny")
+
+
+@pytest.fixture(scope="session")
+def llama_base(tiny_root: Path) -> Path:
+    """A tiny Llama with a tokenizer, in two or more bf16 shards. Do not write into it."""
+    return tiny.tiny_llama(tiny_root / "llama-base", seed=1, tokenizer=True)
+
+
+@pytest.fixture(scope="session")
+def llama_aligned(tiny_root: Path) -> Path:
+    """Another tiny Llama of the same shapes: the aligned side. Do not write into it."""
+    return tiny.tiny_llama(tiny_root / "llama-aligned", seed=2, tokenizer=True)
+
+
+@pytest.fixture(scope="session")
+def llama_adapter(tiny_root: Path, llama_base: Path) -> Path:
+    """A LoRA adapter (q_proj, v_proj, r 4) on ``llama_base``. Do not write into it."""
+    return tiny.tiny_adapter(tiny_root / "llama-adapter", llama_base, seed=3)
