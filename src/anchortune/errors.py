@@ -1,0 +1,33 @@
+"""Errors a user can mend: one sentence that names the culprit and the mend, never a traceback."""
+
+from __future__ import annotations
+
+
+class AnchortuneError(Exception):
+    """A mistake in what was given (file, column, shape, flag); the command line exits with 2."""
+
+    exit_code = 2
+
+
+class ConfigError(AnchortuneError):
+    """A config file or ``--set`` that cannot be used: unknown key, wrong type, value out of range."""
+
+
+class CheckpointError(AnchortuneError):
+    """A checkpoint that cannot be read safely or does not hold what was asked for."""
+
+
+class PairError(CheckpointError):
+    """Two checkpoints that do not belong together: family, shapes, names or identical weights."""
+
+
+class AnchorError(AnchortuneError):
+    """An anchor file that is broken, of another version, or does not fit the model."""
+
+
+class DataError(AnchortuneError):
+    """A data file whose format, columns or rows cannot be used."""
+
+
+class TrainingError(AnchortuneError):
+    """A training set-up in which the penalty cannot be honoured."""

@@ -1,0 +1,252 @@
+"""The AsFT penalty in closed form: value and gradients, never forming a d × d matrix.
+
+The penalty of one adapted module is ``‖(I − C)·X‖²_F`` (``side="off"``, eq. 4 of arXiv 2506.08473)
+or ``‖C·X‖²_F`` (``side="along"``), where ``X`` is the weights' update. For LoRA ``X = B·A``, with the
+scale ``s`` folded into ``B`` by the caller; for full-parameter training ``X`` itself is given and
+``A`` is None. Every function takes a *stack* of n modules of one shape, so that a model's layers
+are a few batched products and not a loop.
+
+Shapes throughout: ``B (n, d_out, r)``, ``A (n, r, d_in)``, ``left (n, d_out, k)``,
+``right (n, d_in, k)``, ``weight (n, k)``; values are ``(n,)``.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+Operator = Literal["gram", "subspace", "subspace2", "direction", "direction_global", "none"]
+Side = Literal["off", "along"]
+OPERATORS: tuple[Operator, ...] = get_args(Operator)
+SIDES: tuple[Side, ...] = get_args(Side)
+
+
+class Projection(NamedTuple):
+    """What an operator keeps of the anchor, for a stack of n modules.
+
+    Attributes:
+        left: left singular vectors, (n, d_out, k).
+        right: right singular vectors, (n, d_in, k).
+        weight: ``gram``, ``subspace``, ``subspace2``: the eigenvalues c of C; ``direction``:
+            the singular values of the unit vector D; all (n, k).
+    """
+
+    left: Tensor
+    right: Tensor
+    weight: Tensor
+
+
+class Gradients(NamedTuple):
+    """Value and gradients of a penalty over a stack; ``a`` is None for full-parameter updates."""
+
+    value: Tensor
+    b: Tensor
+    a: Tensor | None
+
+
+class Shares(NamedTuple):
+    """How a stack of updates lies to its anchor.
+
+    Attributes:
+        energy: ``‖X‖²_F``, (n,).
+        inside: ``‖U_kᵀX‖²_F``, the part in the span of the left singular vectors, (n,).
+        along: ``⟨X, D⟩``, signed, (n,): above 0 is forwards (more aligned), below is backwards.
+    """
+
+    energy: Tensor
+    inside: Tensor
+    along: Tensor
+
+
+def eigenvalues(operator: Operator, sigma: Tensor, norm: Tensor) -> Tensor:
+    """The weights of ``operator`` from singular values (n, k) and whole norms ``‖dW‖_F`` (n,).
+
+    ``gram``: ``σ²/‖dW‖_F`` (the authors' code); ``subspace`` and ``subspace2``: 1;
+    ``direction``: ``σ/‖σ‖``, renormalised so that D is a unit vector at any rank;
+    ``direction_global``: the same with the norm taken over all modules of the stack, which the
+    caller must divide further when there are several stacks.
+    """
+    if operator == "gram":
+        return sigma.square() / norm.unsqueeze(-1)
+    if operator in ("subspace", "subspace2"):
+        return torch.ones_like(sigma)
+    if operator == "direction":
+        return sigma / sigma.norm(dim=-1, keepdim=True)
+    if operator == "direction_global":
+        return sigma / sigma.norm()
+    return torch.zeros_like(sigma)
+
+
+def _t(matrix: Tensor) -> Tensor:
+    return matrix.transpose(-1, -2)
+
+
+def _dot(left: Tensor, right: Tensor) -> Tensor:
+    """``⟨left, right⟩`` of each pair of matrices in the stacks, (n,)."""
+    return (left * right).sum(dim=(-2, -1))
+
+
+def _lifted(b: Tensor, a: Tensor | None, inner: Tensor) -> Gradients:
+    """Gradients of ``⟨bᵀ·b, A·Aᵀ⟩`` given ``inner = ∂/∂(b) / 2`` with A held, all through ``b``."""
+    if a is None:
+        return Gradients(b.square().sum(dim=(-2, -1)), 2 * inner, None)
+    gram_b, gram_a = _t(b) @ b, a @ _t(a)
+    return Gradients(_dot(gram_b, gram_a), 2 * inner @ gram_a, 2 * gram_b @ a)
+
+
+def energy(b: Tensor, a: Tensor | None) -> Gradients:
+    """``‖X‖²_F`` of each update: the penalty of the operator ``none``."""
+    return _lifted(b, a, b)
+
+
+def one_sided(b: Tensor, a: Tensor | None, projection: Projection, side: Side) -> Gradients:
+    """The penalty of ``gram`` and ``subspace``: ``C = U diag(c) Uᵀ`` acts on the left of X.
+
+    With ``E = (I − C)B`` (or ``CB``): value ``⟨EᵀE, AAᵀ⟩``, gradients ``2(I − C)E·AAᵀ`` (or
+    ``2CE·AAᵀ``) and ``2EᵀE·A``. Only ``UᵀB`` (k × r) is ever formed.
+    """
+    left, c = projection.left, projection.weight.unsqueeze(-1)
+    inside = _t(left) @ b
+    if side == "along":
+        return _lifted_through(left, c * inside, c, a)
+    outside = b - left @ (c * inside)
+    return _lifted(outside, a, outside - left @ (c * (1 - c) * inside))
+
+
+def _lifted_through(left: Tensor, kept: Tensor, c: Tensor, a: Tensor | None) -> Gradients:
+    """The along side: E = U·kept has Gram matrix ``keptᵀkept``, so the value needs no d_out."""
+    small = _lifted(kept, a, c * kept)
+    return Gradients(small.value, left @ small.b, small.a)
+
+
+def two_sided(b: Tensor, a: Tensor | None, projection: Projection, side: Side) -> Gradients:
+    """The penalty of ``subspace2``: ``C(X) = U Uᵀ X V Vᵀ``.
+
+    ``along`` is ``‖UᵀXV‖²``; ``off`` is summed from its two orthogonal parts,
+    ``‖(I − UUᵀ)X‖² + ‖UᵀX(I − VVᵀ)‖²``, so that nothing cancels.
+    """
+    left, right = projection.left, projection.right
+    inside = _t(left) @ b
+    if a is None:
+        core = inside @ right
+        if side == "along":
+            return Gradients(
+                core.square().sum(dim=(-2, -1)), 2 * left @ core @ _t(right), None
+            )
+        outside, leak = b - left @ inside, inside - core @ _t(right)
+        value = outside.square().sum(dim=(-2, -1)) + leak.square().sum(dim=(-2, -1))
+        return Gradients(value, 2 * (outside + left @ leak), None)
+    core_a = a @ right
+    gram_inside = _t(inside) @ inside
+    if side == "along":
+        gram_core = core_a @ _t(core_a)
+        return Gradients(
+            _dot(gram_inside, gram_core),
+            2 * left @ (inside @ gram_core),
+            2 * gram_inside @ core_a @ _t(right),
+        )
+    outside, leak_a = b - left @ inside, a - core_a @ _t(right)
+    gram_outside, gram_a, gram_leak = _t(outside) @ outside, a @ _t(a), leak_a @ _t(leak_a)
+    return Gradients(
+        _dot(gram_outside, gram_a) + _dot(gram_inside, gram_leak),
+        2 * (outside @ gram_a + left @ (inside @ gram_leak)),
+        2 * (gram_outside @ a + gram_inside @ leak_a),
+    )
+
+
+def along(b: Tensor, a: Tensor | None, projection: Projection) -> Gradients:
+    """``⟨X, D⟩`` of each update with the unit vector ``D = U diag(weight) Vᵀ``, and its gradients."""
+    left, right = projection.left, projection.right
+    weighted = left * projection.weight.unsqueeze(-2)
+    if a is None:
+        inside = _t(weighted) @ b
+        return Gradients(_dot(_t(inside), right), weighted @ _t(right), None)
+    gradient_b = weighted @ _t(a @ right)
+    return Gradients(_dot(b, gradient_b), gradient_b, (_t(b) @ weighted) @ _t(right))
+
+
+def directional(
+    b: Tensor, a: Tensor | None, projection: Projection, side: Side, total: Tensor | None = None
+) -> Gradients:
+    """The penalty of ``direction``: ``‖X‖²_F − ⟨X, D⟩²`` (off) or ``⟨X, D⟩²`` (along).
+
+    Args:
+        b: as in the module's docstring.
+        a: likewise.
+        projection: the unit vector D of each module, or of all modules together.
+        side: the part to penalise.
+        total: for one vector over all modules, ``Σ ⟨X, D⟩`` over every stack (a scalar). The
+            values of the modules are then their shares, which sum to the whole penalty.
+    """
+    inner = along(b, a, projection)
+    factor = inner.value if total is None else total.expand_as(inner.value)
+    value, lift = inner.value * factor, 2 * factor[:, None, None]
+    gradient_a = None if inner.a is None else lift * inner.a
+    if side == "along":
+        return Gradients(value, lift * inner.b, gradient_a)
+    whole = energy(b, a)
+    rest = whole.value - value
+    if total is None:
+        rest = rest.clamp(min=0)
+    return Gradients(
+        rest,
+        whole.b - lift * inner.b,
+        None if whole.a is None or gradient_a is None else whole.a - gradient_a,
+    )
+
+
+def penalty(
+    operator: Operator,
+    side: Side,
+    b: Tensor,
+    a: Tensor | None,
+    projection: Projection,
+    total: Tensor | None = None,
+) -> Gradients:
+    """Value and gradients of the penalty that ``operator`` and ``side`` name.
+
+    Args:
+        operator: one of ``OPERATORS``.
+        side: one of ``SIDES``; ``none`` has no along side (it is 0).
+        b: ``s·B`` (n, d_out, r), or the full updates X (n, d_out, d_in).
+        a: ``A`` (n, r, d_in), or None for full updates.
+        projection: the anchor's part, with ``weight`` from ``eigenvalues``.
+        total: see ``directional``.
+    """
+    if operator in ("gram", "subspace"):
+        return one_sided(b, a, projection, side)
+    if operator == "subspace2":
+        return two_sided(b, a, projection, side)
+    if operator in ("direction", "direction_global"):
+        return directional(b, a, projection, side, total)
+    if side == "along":
+        zero = torch.zeros_like
+        return Gradients(b.new_zeros(b.shape[0]), zero(b), None if a is None else zero(a))
+    return energy(b, a)
+
+
+def shares(b: Tensor, a: Tensor | None, left: Tensor, right: Tensor, unit: Tensor) -> Shares:
+    """Energy, its part inside the left subspace, and ``⟨X, D⟩`` of each update.
+
+    Args:
+        b: as in the module's docstring.
+        a: likewise.
+        left: (n, d_out, k).
+        right: (n, d_in, k).
+        unit: singular values of the unit vector D of each module, (n, k).
+    """
+    inside = _t(left) @ b
+    if a is None:
+        return Shares(
+            b.square().sum(dim=(-2, -1)),
+            inside.square().sum(dim=(-2, -1)),
+            _dot(_t(inside), right * unit.unsqueeze(-2)),
+        )
+    gram_a = a @ _t(a)
+    return Shares(
+        _dot(_t(b) @ b, gram_a),
+        _dot(_t(inside) @ inside, gram_a),
+        _dot(_t(inside), (a @ right) * unit.unsqueeze(-2)),
+    )
