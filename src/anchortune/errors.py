@@ -10,7 +10,7 @@ class AnchortuneError(Exception):
 
 
 class ConfigError(AnchortuneError):
-    """A config file or ``--set`` that cannot be used: unknown key, wrong type, value out of range."""
+    """A config file or ``--set`` that cannot be used: unknown key, wrong type or value."""
 
 
 class CheckpointError(AnchortuneError):

@@ -120,7 +120,9 @@ def _lora_target(
     lora_a = cast(nn.ModuleDict, layer.lora_A)[adapter]
     b, a = cast(Tensor, lora_b.weight), cast(Tensor, lora_a.weight)
     if b.dim() != 2 or a.dim() != 2:
-        raise AnchorError(f"module {name!r} is a convolution under LoRA: leave it out of the targets")
+        raise AnchorError(
+            f"module {name!r} is a convolution under LoRA: leave it out of the targets"
+        )
     base = cast(nn.Module, layer.get_base_layer())  # type: ignore[operator]
     transposed = _is_conv1d(base)
     shape = (b.shape[0], a.shape[1])
@@ -249,14 +251,16 @@ def _full_targets(model: nn.Module, modules: Mapping[str, Factors]) -> list[Targ
     unmatched = set(modules) - {key for _, _, key in layers}
     if layers and unmatched:
         raise AnchorError(
-            f"{len(unmatched)} of {len(modules)} modules of the anchor are not trained in the model "
-            f"({_names(sorted(unmatched))}): unfreeze them, or build a narrower anchor"
+            f"{len(unmatched)} of {len(modules)} modules of the anchor are not trained in the "
+            f"model ({_names(sorted(unmatched))}): unfreeze them, or build a narrower anchor"
         )
     targets = []
     for name, module, key in layers:
         weight = cast(Tensor, module.weight).detach()
         if not weight.is_floating_point():
-            raise AnchorError(f"module {name!r} is quantised ({weight.dtype}) and cannot be trained")
+            raise AnchorError(
+                f"module {name!r} is quantised ({weight.dtype}) and cannot be trained"
+            )
         _check_shape(name, (weight.shape[0], weight.shape[1]), modules[key])
         transposed = _is_conv1d(module)
         targets.append(

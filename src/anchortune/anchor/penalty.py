@@ -64,7 +64,9 @@ class _Stack:
         if self.targets[0].adapter is None:
             b = b - torch.stack([start.to(dtype) for start in self.start_b if start is not None])
             return (b.transpose(1, 2) if self.targets[0].stored_transposed else b), None
-        a = torch.stack([_plain(weight).to(dtype) for _, weight in parameters if weight is not None])
+        a = torch.stack(
+            [_plain(weight).to(dtype) for _, weight in parameters if weight is not None]
+        )
         if self.start_b[0] is not None:
             b = torch.cat([b, -torch.stack([s for s in self.start_b if s is not None])], dim=2)
             a = torch.cat([a, torch.stack([s for s in self.start_a if s is not None])], dim=1)
@@ -167,9 +169,7 @@ class Penalty:
             gradients: list[Tensor] = []
             for stack, (b, a) in zip(stacks, updates, strict=True):
                 here = None if total is None else total.to(b.device, b.dtype)
-                result = operators.penalty(
-                    self.operator, self.side, b, a, stack.projection, here
-                )
+                result = operators.penalty(self.operator, self.side, b, a, stack.projection, here)
                 value = value + result.value.sum().to(value.device, value.dtype)
                 gradients.extend(stack.to_parameters(result))
         return value, gradients
@@ -210,6 +210,31 @@ class Penalty:
         return Movement(
             energy, value / energy, inside / energy, forwards / energy, backwards / energy
         )
+
+    @torch.no_grad()
+    def aligned_share(self) -> float:
+        """The share that the operator punishes of a move along dW itself, in [0, …).
+
+        0 for an operator that leaves the aligned direction free; near 1 for one that is nearly
+        plain norm decay. Weighted over modules by ``‖dW‖²``; off side.
+        """
+        punished = whole = 0.0
+        for stack in self._ready():
+            energy = torch.stack(
+                [t.factors.sigma[: self._rank_of(t)].double().square() for t in stack.targets]
+            )
+            if self.operator in ("gram", "none"):
+                punished += float(
+                    (energy * (1 - stack.projection.weight.cpu().double()) ** 2).sum()
+                )
+            whole += float(energy.sum())
+        return punished / whole
+
+    @torch.no_grad()
+    def start_fingerprint(self) -> float:
+        """A number for the weights that U is measured from: ``Σ‖W₀‖_F``, or ``Σ‖B₀‖ + ‖A₀‖``."""
+        starts = [s for t in self.coverage.targets for s in (t.start_b, t.start_a) if s is not None]
+        return math.fsum(float(start.float().norm()) for start in starts)
 
     def _total_along(self, updates: list[tuple[Tensor, Tensor | None]]) -> Tensor | None:
         if self.operator != "direction_global":
@@ -279,11 +304,11 @@ class Penalty:
         scale = torch.tensor([t.scale if scaled else 1.0 for t in targets], **like)
         full = targets[0].adapter is None
         keep = weight.dtype if full else like["dtype"]
-        starts_b = [None if t.start_b is None else t.start_b.to(weight.device, keep) for t in targets]
+        starts_b = [
+            None if t.start_b is None else t.start_b.to(weight.device, keep) for t in targets
+        ]
         starts_a = [None if t.start_a is None else t.start_a.to(**like) for t in targets]
-        return _Stack(
-            targets, Projection(left, right, eigen), unit, scale, starts_b, starts_a
-        )
+        return _Stack(targets, Projection(left, right, eigen), unit, scale, starts_b, starts_a)
 
 
 class _ClosedForm(torch.autograd.Function):
@@ -363,7 +388,9 @@ def _check_rank(penalty: Penalty, target: Target) -> None:
             f"rank {penalty.rank} is more than the {held} singular triplets that the anchor holds "
             f"of {target.name!r}: build it with a higher rank"
         )
-    if (penalty.operator, penalty.side) == ("subspace", "off") and penalty._rank_of(target) >= d_out:
+    if (penalty.operator, penalty.side) == ("subspace", "off") and penalty._rank_of(
+        target
+    ) >= d_out:
         raise AnchorError(
             f"operator 'subspace' at rank {penalty._rank_of(target)} keeps all {d_out} output "
             f"directions of {target.name!r} free, so its penalty vanishes: give a lower rank"

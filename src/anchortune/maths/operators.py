@@ -1,10 +1,10 @@
 """The AsFT penalty in closed form: value and gradients, never forming a d × d matrix.
 
-The penalty of one adapted module is ``‖(I − C)·X‖²_F`` (``side="off"``, eq. 4 of arXiv 2506.08473)
-or ``‖C·X‖²_F`` (``side="along"``), where ``X`` is the weights' update. For LoRA ``X = B·A``, with the
-scale ``s`` folded into ``B`` by the caller; for full-parameter training ``X`` itself is given and
-``A`` is None. Every function takes a *stack* of n modules of one shape, so that a model's layers
-are a few batched products and not a loop.
+The penalty of one adapted module is ``‖(I − C)·X‖²_F`` (``side="off"``, eq. 4 of arXiv
+2506.08473) or ``‖C·X‖²_F`` (``side="along"``), where ``X`` is the weights' update. For LoRA
+``X = B·A``, with the scale ``s`` folded into ``B`` by the caller; for full-parameter training ``X``
+itself is given and ``A`` is None. Every function takes a *stack* of n modules of one shape, so that
+a model's layers are a few batched products and not a loop.
 
 Shapes throughout: ``B (n, d_out, r)``, ``A (n, r, d_in)``, ``left (n, d_out, k)``,
 ``right (n, d_in, k)``, ``weight (n, k)``; values are ``(n,)``.
@@ -73,9 +73,9 @@ def eigenvalues(operator: Operator, sigma: Tensor, norm: Tensor) -> Tensor:
     if operator in ("subspace", "subspace2"):
         return torch.ones_like(sigma)
     if operator == "direction":
-        return sigma / sigma.norm(dim=-1, keepdim=True)
+        return sigma / torch.linalg.vector_norm(sigma, dim=-1, keepdim=True)
     if operator == "direction_global":
-        return sigma / sigma.norm()
+        return sigma / torch.linalg.vector_norm(sigma)
     return torch.zeros_like(sigma)
 
 
@@ -132,9 +132,7 @@ def two_sided(b: Tensor, a: Tensor | None, projection: Projection, side: Side) -
     if a is None:
         core = inside @ right
         if side == "along":
-            return Gradients(
-                core.square().sum(dim=(-2, -1)), 2 * left @ core @ _t(right), None
-            )
+            return Gradients(core.square().sum(dim=(-2, -1)), 2 * left @ core @ _t(right), None)
         outside, leak = b - left @ inside, inside - core @ _t(right)
         value = outside.square().sum(dim=(-2, -1)) + leak.square().sum(dim=(-2, -1))
         return Gradients(value, 2 * (outside + left @ leak), None)
@@ -157,7 +155,7 @@ def two_sided(b: Tensor, a: Tensor | None, projection: Projection, side: Side) -
 
 
 def along(b: Tensor, a: Tensor | None, projection: Projection) -> Gradients:
-    """``⟨X, D⟩`` of each update with the unit vector ``D = U diag(weight) Vᵀ``, and its gradients."""
+    """``⟨X, D⟩`` of each update with the unit vector ``D = U diag(weight) Vᵀ``; gradients."""
     left, right = projection.left, projection.right
     weighted = left * projection.weight.unsqueeze(-2)
     if a is None:

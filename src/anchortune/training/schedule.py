@@ -1,0 +1,149 @@
+"""λ over training: fixed, or steered towards a budget a person understands."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, Protocol
+
+from anchortune.anchor.penalty import Movement, Penalty
+from anchortune.errors import TrainingError
+
+DEFAULT_OFF_BUDGET = 0.05
+"""``lam="auto"``: the share of the update's energy ``Σ‖U‖²_F`` that may be what is penalised."""
+
+
+class Schedule(Protocol):
+    """What λ is now, and how it moves after each optimizer step."""
+
+    needs_movement: bool
+
+    @property
+    def lam(self) -> float:
+        """λ for the step to come."""
+
+    def update(self, movement: Movement) -> None:
+        """Told how far the model had moved when the step's gradients were made."""
+
+    def state_dict(self) -> dict[str, float]:
+        """What a checkpoint has to keep."""
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Takes up what ``state_dict`` gave."""
+
+
+class FixedLambda:
+    """One λ for the whole training."""
+
+    needs_movement = False
+
+    def __init__(self, lam: float) -> None:
+        self._lam = lam
+
+    @property
+    def lam(self) -> float:
+        """λ for the step to come."""
+        return self._lam
+
+    def update(self, movement: Movement) -> None:
+        """Does nothing: λ is fixed."""
+
+    def state_dict(self) -> dict[str, float]:
+        """λ, so that a checkpoint of another λ is noticed."""
+        return {"lam": self._lam}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Refuses to go on from a checkpoint that was trained with another λ.
+
+        Raises:
+            TrainingError: the checkpoint's λ differs.
+        """
+        if state["lam"] != self._lam:
+            raise TrainingError(
+                f"the checkpoint was trained with lam={state['lam']:g}, not {self._lam:g}: "
+                "resume with the same lam, or start anew"
+            )
+
+
+class BudgetLambda:
+    """λ raised while more than ``off_budget`` of the update's energy is penalised, else lowered.
+
+    After each step ``λ ← λ · exp(gain · clip(ln(share / budget), −1, 1))``, within
+    [``lowest``, ``highest``]: a slow integral controller on a log scale, so that neither the
+    scale of the loss nor that of the update matters. The first steps, when the update is still
+    nothing, leave λ where it starts.
+    """
+
+    needs_movement = True
+
+    def __init__(
+        self,
+        off_budget: float = DEFAULT_OFF_BUDGET,
+        *,
+        start: float = 1.0,
+        gain: float = 0.2,
+        lowest: float = 1e-3,
+        highest: float = 1e3,
+    ) -> None:
+        if not 0 < off_budget < 1:
+            raise TrainingError(
+                f"off_budget is a share of the update's energy, between 0 and 1, not {off_budget:g}"
+            )
+        self.off_budget = off_budget
+        self._gain = gain
+        self._lowest = lowest
+        self._highest = highest
+        self._lam = start
+
+    @property
+    def lam(self) -> float:
+        """λ for the step to come."""
+        return self._lam
+
+    def update(self, movement: Movement) -> None:
+        """Moves λ one step towards the budget."""
+        if movement.energy <= 0 or not math.isfinite(movement.penalised):
+            return
+        error = math.log(max(movement.penalised, 1e-12) / self.off_budget)
+        factor = math.exp(self._gain * min(1.0, max(-1.0, error)))
+        self._lam = min(self._highest, max(self._lowest, self._lam * factor))
+
+    def state_dict(self) -> dict[str, float]:
+        """λ as it stands."""
+        return {"lam": self._lam}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Goes on from the λ of a checkpoint."""
+        self._lam = float(state["lam"])
+
+
+def make_schedule(
+    lam: float | Literal["auto"], off_budget: float | None, penalty: Penalty
+) -> Schedule:
+    """The schedule that ``lam`` and ``off_budget`` ask for.
+
+    Raises:
+        TrainingError: λ is negative or not a number; a budget is given with a fixed λ; or
+            ``auto`` is asked of a penalty that λ cannot steer to a budget.
+    """
+    if lam == "auto":
+        if penalty.side == "along" or penalty.operator == "none":
+            raise TrainingError(
+                f"lam='auto' keeps a share of the update on the anchor, which operator "
+                f"{penalty.operator!r} with side {penalty.side!r} cannot do: give lam as a number"
+            )
+        budget = DEFAULT_OFF_BUDGET if off_budget is None else off_budget
+        floor = penalty.aligned_share()
+        if floor > budget:
+            raise TrainingError(
+                f"operator {penalty.operator!r} punishes {floor:.0%} of even a move along dW "
+                f"itself, so no lam can meet off_budget={budget:g}: use operator 'subspace', or "
+                "raise off_budget"
+            )
+        return BudgetLambda(budget)
+    if isinstance(lam, bool) or not isinstance(lam, (int, float)):
+        raise TrainingError(f"lam is a number or 'auto', not {lam!r}")
+    if not math.isfinite(lam) or lam < 0:
+        raise TrainingError(f"lam is a number of at least 0, not {lam!r}")
+    if off_budget is not None:
+        raise TrainingError("off_budget goes with lam='auto': leave out one of the two")
+    return FixedLambda(float(lam))

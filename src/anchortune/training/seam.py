@@ -1,0 +1,290 @@
+"""The seam: λ·∇R is added once an optimizer step, after backward and before clipping.
+
+One implementation, ``AsftMixin.training_step``, stands behind three doors: ``AsftTrainer`` (TRL's
+SFTTrainer with it), ``AsftMixin`` for any other trainer class, and ``attach`` for a trainer that
+exists already. The logged loss and ``eval_loss`` stay the task's own, the penalty's weight depends
+neither on accumulation steps nor on the number of processes, and clipping sees the sum.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import torch
+from transformers import TrainerCallback
+
+from anchortune.anchor.penalty import DEFAULT_LAM, DEFAULT_OPERATOR, Movement, Penalty, bind
+from anchortune.errors import TrainingError
+from anchortune.files import write_json
+from anchortune.maths.operators import Operator, Side
+from anchortune.training.schedule import Schedule, make_schedule
+
+if TYPE_CHECKING:
+    from anchortune.anchor.anchor import Anchor
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+STATE_FILE = "asft_state.json"
+_OWN_BACKWARD = ("lomo", "adalomo", "layerwise")
+
+
+class _State:
+    """What the seam keeps for one trainer: the bound penalty, λ, and whether it has fired."""
+
+    def __init__(
+        self,
+        trainer: Any,
+        anchor: Anchor,
+        operator: Operator,
+        lam: float | Literal["auto"],
+        side: Side,
+        scaled: bool,
+        rank: int | None,
+        off_budget: float | None,
+    ) -> None:
+        self.anchor = anchor
+        self.options: dict[str, Any] = {
+            "operator": operator,
+            "side": side,
+            "scaled": scaled,
+            "rank": rank,
+        }
+        self.bind(trainer.model)
+        self.schedule: Schedule = make_schedule(lam, off_budget, self.penalty)
+        self.fired = 0
+        self.value: torch.Tensor | None = None
+        self.lam_used = self.schedule.lam
+
+    def bind(self, model: Any) -> None:
+        self.model = model
+        self.penalty: Penalty = bind(self.anchor, model, **self.options)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What a checkpoint must agree with to go on: the penalty, and where U is measured from."""
+        return {**self.options, "start": self.penalty.start_fingerprint()}
+
+
+class _Guard(TrainerCallback):  # type: ignore[misc]
+    """Stops the training when a step has passed in which the penalty was not added."""
+
+    def __init__(self, state: _State) -> None:
+        self._state = state
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not self._state.fired:
+            names = ", ".join(t.label for t in self._state.penalty.coverage.targets[:4])
+            raise TrainingError(
+                f"an optimizer step has passed and the penalty was never added ({names} …): this "
+                "trainer does not call training_step with synchronised gradients; use "
+                "anchor.bind(model) in the loop itself"
+            )
+
+
+class AsftMixin:
+    """Adds the AsFT penalty to any trainer class that descends from ``transformers.Trainer``.
+
+    ``class MyAsftTrainer(AsftMixin, MyTrainer): ...`` takes the keywords below besides the
+    parent's own. Defaults that are the library's and not the paper's are explained in
+    ``docs/method.md``.
+
+    Args:
+        *args: the parent's.
+        anchor: the anchor of the model that is trained.
+        operator: what the update is measured against.
+        lam: λ, or ``auto`` to hold the penalised share of the update's energy at ``off_budget``.
+        side: ``off`` (AsFT) or ``along`` (AsFT-Alt, with a harmful anchor).
+        scaled: penalise ``s·B·A``; False is the authors' ``B·A``.
+        rank: singular triplets used at most; None for all that the anchor holds.
+        off_budget: see ``lam``; a share in (0, 1).
+        **kwargs: the parent's.
+
+    Raises:
+        AnchorError: the anchor does not fit the model.
+        TrainingError: the trainer's engine or optimizer cannot honour the penalty.
+    """
+
+    _asft: _State
+
+    def __init__(
+        self,
+        *args: Any,
+        anchor: Anchor,
+        operator: Operator = DEFAULT_OPERATOR,
+        lam: float | Literal["auto"] = DEFAULT_LAM,
+        side: Side = "off",
+        scaled: bool = True,
+        rank: int | None = None,
+        off_budget: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        _install(self, anchor, operator, lam, side, scaled, rank, off_budget)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        """The parent's step, then ``λ·∇R`` on the gradients where an optimizer step follows."""
+        loss = super().training_step(*args, **kwargs)  # type: ignore[misc]
+        trainer: Any = self
+        if trainer.accelerator.sync_gradients:
+            state = self._asft
+            if trainer.model is not state.model:  # model_init gave the trainer a new model
+                state.bind(trainer.model)
+            state.lam_used = state.schedule.lam
+            if state.schedule.needs_movement:
+                state.schedule.update(state.penalty.movement())
+            scaler = getattr(trainer.accelerator, "scaler", None)
+            scale = float(scaler.get_scale()) if scaler is not None else 1.0
+            if state.lam_used:
+                state.value = state.penalty.add_gradient_(state.lam_used, grad_scale=scale)
+            state.fired += 1
+        return loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Adds the penalty, λ and the update's lie to the anchor to the training logs."""
+        if "loss" in logs and self._asft.fired:
+            logs.update(self._asft_logs())
+        super().log(logs, *args, **kwargs)  # type: ignore[misc]
+
+    def _asft_logs(self) -> dict[str, float]:
+        state = self._asft
+        movement: Movement = state.penalty.movement()
+        return {
+            "asft/penalty": movement.penalised * movement.energy,
+            "asft/lam": state.lam_used,
+            "asft/update_energy": movement.energy,
+            "asft/penalised_share": movement.penalised,
+            "asft/inside_share": movement.inside,
+            "asft/forwards_share": movement.forwards,
+            "asft/backwards_share": movement.backwards,
+        }
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)  # type: ignore[misc]
+        trainer: Any = self
+        if trainer.args.should_save:
+            state = self._asft
+            saved = {"schedule": state.schedule.state_dict(), "penalty": state.fingerprint()}
+            write_json(Path(output_dir) / STATE_FILE, saved)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+        if checkpoint is None:
+            return
+        path = Path(checkpoint) / STATE_FILE
+        if not path.is_file():
+            raise TrainingError(
+                f"{checkpoint} was saved without a penalty (it has no {STATE_FILE}): resume from "
+                "a checkpoint of an AsFT run, or start anew"
+            )
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        _check_resumed(saved["penalty"], self._asft.fingerprint())
+        self._asft.schedule.load_state_dict(saved["schedule"])
+
+
+def _check_resumed(saved: dict[str, Any], now: dict[str, Any]) -> None:
+    for key, value in now.items():
+        if key == "start":
+            if abs(saved[key] - value) > 1e-4 * max(1.0, abs(value)):
+                raise TrainingError(
+                    "the update is measured from other weights than when the checkpoint was saved: "
+                    "make the trainer with the model that the training began from, then resume"
+                )
+        elif saved.get(key) != value:
+            raise TrainingError(
+                f"the checkpoint was trained with {key}={saved.get(key)!r}, not {value!r}: resume "
+                "with the same penalty, or start anew"
+            )
+
+
+def _refuse_backends(trainer: Any) -> None:
+    if getattr(trainer, "is_deepspeed_enabled", False):
+        raise TrainingError(
+            "DeepSpeed steps inside its own backward, so the penalty cannot be added before "
+            "clipping: train with DDP or on one device"
+        )
+    if getattr(trainer, "is_fsdp_enabled", False):
+        raise TrainingError(
+            "FSDP shards the LoRA weights, which the penalty does not support yet: train with DDP "
+            "or on one device"
+        )
+    optim = str(getattr(trainer.args.optim, "value", trainer.args.optim)).lower()
+    if any(name in optim for name in _OWN_BACKWARD):
+        raise TrainingError(
+            f"the optimizer {optim!r} updates the weights during backward, before the penalty can "
+            "be added: choose another, for example adamw_torch"
+        )
+
+
+def _install(
+    trainer: Any,
+    anchor: Anchor,
+    operator: Operator,
+    lam: float | Literal["auto"],
+    side: Side,
+    scaled: bool,
+    rank: int | None,
+    off_budget: float | None,
+) -> None:
+    _refuse_backends(trainer)
+    state = _State(trainer, anchor, operator, lam, side, scaled, rank, off_budget)
+    trainer._asft = state
+    trainer.add_callback(_Guard(state))
+    coverage = state.penalty.coverage
+    logger.info("AsFT penalty on %d modules", len(coverage.targets))
+    for note in coverage.notes:
+        logger.warning("AsFT: %s", note)
+    if coverage.unpenalised:
+        logger.warning(
+            "AsFT: %d trained parameters move without a penalty: %s",
+            len(coverage.unpenalised),
+            ", ".join(coverage.unpenalised[:8]) + (" …" if len(coverage.unpenalised) > 8 else ""),
+        )
+
+
+def attach(
+    trainer: T,
+    anchor: Anchor,
+    *,
+    operator: Operator = DEFAULT_OPERATOR,
+    lam: float | Literal["auto"] = DEFAULT_LAM,
+    side: Side = "off",
+    scaled: bool = True,
+    rank: int | None = None,
+    off_budget: float | None = None,
+) -> T:
+    """Adds the AsFT penalty to a trainer that exists already, and returns that trainer.
+
+    The one line before ``trainer.train()``, for ``transformers.Trainer`` and every TRL trainer
+    that descends from it (SFT, DPO, GRPO, …). The trainer's class becomes a subclass of its own
+    class with ``AsftMixin`` in front; nothing else about it changes.
+
+    Args:
+        trainer: a trainer with its PEFT or full model, before training.
+        anchor: the anchor of that model.
+        operator: see ``AsftMixin``.
+        lam: see ``AsftMixin``.
+        side: see ``AsftMixin``.
+        scaled: see ``AsftMixin``.
+        rank: see ``AsftMixin``.
+        off_budget: see ``AsftMixin``.
+
+    Raises:
+        AnchorError: the anchor does not fit the model.
+        TrainingError: the trainer is attached already, is no such trainer, or its engine or
+            optimizer cannot honour the penalty.
+    """
+    if isinstance(trainer, AsftMixin):
+        raise TrainingError("this trainer has a penalty already: attach once")
+    if not all(hasattr(trainer, name) for name in ("training_step", "accelerator", "add_callback")):
+        raise TrainingError(
+            f"{type(trainer).__name__} is not a transformers.Trainer: in a loop of your own use "
+            "penalty = anchor.bind(model) and add lam * penalty() to the loss"
+        )
+    _install(trainer, anchor, operator, lam, side, scaled, rank, off_budget)
+    cls = type(trainer)
+    trainer.__class__ = type(
+        "Asft" + cls.__name__, (AsftMixin, cls), {"__module__": cls.__module__}
+    )
+    return trainer
