@@ -1,0 +1,249 @@
+"""Strict configs for ``anchortune train`` and ``anchortune align``.
+
+A config is YAML. Values come from, weakest first: the defaults below, the ``preset``, the file, and
+``--set key.path=value``. Everything outside the ``machine`` section decides what is computed and is
+part of a run's identity; ``machine`` only says how.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A section of a config: unknown keys are refused, types are not coerced."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class ModelSection(Section):
+    """The model that training starts from."""
+
+    path: str = Field(description="A folder, a `.gguf` file or a Hub id.")
+    revision: str | None = Field(None, description="The Hub revision (branch, tag or commit).")
+    adapter: str | None = Field(
+        None,
+        description="A LoRA adapter (folder or Hub id) merged into the weights first, in float32: "
+        "the alignment of a model that is shipped as base + adapter.",
+    )
+    trust_remote_code: bool = Field(
+        False, description="Run Python code that comes with the model. Off unless asked for."
+    )
+
+
+class DataSection(Section):
+    """One source of rows."""
+
+    path: str = Field(
+        description="A .json, .jsonl, .csv or .parquet file, or the id of a Hub dataset."
+    )
+    split: str = Field("train", description="The split of a Hub dataset.")
+    revision: str | None = Field(None, description="The revision of a Hub dataset.")
+    format: Literal["auto", "instruction", "prompt_completion", "messages", "preference"] = Field(
+        "auto",
+        description="`instruction` (instruction, input, output), `prompt_completion`, `messages` "
+        "(chat) or `preference` (prompt, chosen, rejected); `auto` reads it off the columns.",
+    )
+    columns: dict[str, str] = Field(
+        default_factory=dict,
+        description="Names of columns that are not the usual ones, e.g. `{output: target}`.",
+    )
+    max_rows: Count | None = Field(
+        None, description="Use a seeded sample of this many rows, kept in file order."
+    )
+    max_bad_frac: Share = Field(
+        0.05, description="The share of unusable rows above which the data is refused."
+    )
+    strip_cue: str | None = Field(
+        None,
+        description="Removed from the end of every prompt: a mark that tells some rows from the "
+        "others and that the model would key on.",
+    )
+
+
+class PenaltySection(Section):
+    """The AsFT penalty; leave the section out for plain fine-tuning."""
+
+    anchor: str = Field(description="An anchor file, or the Hub id of one.")
+    revision: str | None = Field(None, description="The Hub revision of the anchor.")
+    operator: (
+        Literal["gram", "subspace", "subspace2", "direction", "direction_global", "none"] | None
+    ) = Field(None, description="What is measured against; unset takes the library's default.")
+    side: Literal["off", "along"] = Field(
+        "off", description="Which part of the update is punished: off the anchor, or along it."
+    )
+    scaled: bool = Field(
+        True, description="Punish the effective update s·B·A (true) or the bare B·A (the paper)."
+    )
+    rank: Count | None = Field(None, description="Use this many of the anchor's directions.")
+    lam: Annotated[float, Field(ge=0)] | Literal["auto"] | None = Field(
+        None, description="λ, or `auto` for a budget; unset takes the library's default."
+    )
+    off_budget: Share | None = Field(
+        None,
+        description="For `lam: auto`: the share of the update's energy allowed to be punished.",
+    )
+
+    @model_validator(mode="after")
+    def _budget_needs_auto(self) -> PenaltySection:
+        if self.off_budget is not None and self.lam != "auto":
+            raise ValueError("off_budget is only read with lam: auto; set that or drop off_budget")
+        return self
+
+
+class LoraSection(Section):
+    """The adapter that is trained."""
+
+    rank: Count = Field(8, description="r.")
+    alpha: Positive = Field(32, description="The update is scaled by alpha / r.")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.05, description="Dropout on its input.")
+    target_modules: list[str] | str = Field(
+        default_factory=lambda: ["q_proj", "v_proj"],
+        description="Names of the layers to adapt, or `all-linear`.",
+    )
+    rslora: bool = Field(False, description="Scale by alpha / sqrt(r) instead.")
+    qlora: bool = Field(
+        False, description="Hold the frozen weights in 4 bits (NF4); needs CUDA and bitsandbytes."
+    )
+
+
+class TrainingSection(Section):
+    """How the optimizer runs (AdamW)."""
+
+    epochs: Positive = Field(3, description="Passes over the data.")
+    max_steps: Count | None = Field(None, description="Stop after this many steps; beats `epochs`.")
+    batch_size: Count = Field(8, description="Rows in one optimizer step, over all devices.")
+    learning_rate: Positive = Field(2e-4, description="The highest learning rate.")
+    schedule: Literal["constant", "linear", "cosine", "step"] = Field(
+        "linear", description="How the rate falls; `step` multiplies it by step_decay each epoch."
+    )
+    step_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.85, description="The factor per epoch of `schedule: step`."
+    )
+    warmup_frac: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="The share of the steps over which the rate rises."
+    )
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="AdamW's weight decay.")
+    max_grad_norm: Positive = Field(1.0, description="Gradients are clipped to this norm.")
+    max_length_tokens: Annotated[int, Field(ge=2)] | None = Field(
+        None, description="Longer rows are cut; unset takes the model's own limit, at most 2048."
+    )
+
+    @model_validator(mode="after")
+    def _step_has_no_warmup(self) -> TrainingSection:
+        if self.schedule == "step" and self.warmup_frac:
+            raise ValueError("schedule: step has no warm-up; set warmup_frac to 0")
+        return self
+
+
+class MachineSection(Section):
+    """How this machine runs it; no part of a run's identity."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where to compute.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Of the forward and backward pass; `auto` asks the hardware."
+    )
+    micro_batch_size: Count | None = Field(
+        None, description="Rows held at once on one device; must divide batch_size. Unset: all."
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Compute activations twice and hold fewer."
+    )
+    workers: Annotated[int, Field(ge=0)] = Field(0, description="Processes that load batches.")
+    logging_steps: Count = Field(1, description="Steps between two lines of log.jsonl.")
+    save_steps: Count | None = Field(
+        None, description="Steps between two checkpoints; unset saves one each epoch."
+    )
+    eval_steps: Count | None = Field(
+        None, description="Steps between two evaluations of eval_data; unset: once, at the end."
+    )
+    keep_checkpoints: bool = Field(
+        False,
+        description="Keep every checkpoint when the run is complete; else the last two are "
+        "kept while it runs and none after.",
+    )
+
+
+class DpoSection(Section):
+    """Settings of `method: dpo`."""
+
+    beta: Positive = Field(0.1, description="How strongly the model is held to its start.")
+
+
+def _one_or_many(value: Any) -> Any:
+    return [value] if isinstance(value, dict) else value
+
+
+Sources = Annotated[list[DataSection], BeforeValidator(_one_or_many), Field(min_length=1)]
+
+
+class _Stage(Section):
+    model: ModelSection
+    data: Sources = Field(description="One source of rows, or a list of them.")
+    eval_data: Annotated[list[DataSection], BeforeValidator(_one_or_many)] = Field(
+        default_factory=list, description="Rows whose loss is measured, never trained on."
+    )
+    lora: LoraSection | None = Field(
+        default_factory=LoraSection, description="The adapter; null trains every weight."
+    )
+    training: TrainingSection = Field(default_factory=TrainingSection)
+    machine: MachineSection = Field(default_factory=MachineSection)
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="Of data order, dropout and weights.")
+    output: str = Field(description="The run's folder; a run cut short there is resumed.")
+
+    @model_validator(mode="after")
+    def _batches_divide(self) -> _Stage:
+        micro = self.machine.micro_batch_size
+        if micro is not None and self.training.batch_size % micro:
+            raise ValueError(
+                f"machine.micro_batch_size ({micro}) does not divide training.batch_size "
+                f"({self.training.batch_size})"
+            )
+        return self
+
+    def science(self) -> dict[str, Any]:
+        """What decides the result: the config without ``machine`` and ``output``."""
+        return self.model_dump(mode="json", exclude={"machine", "output"})
+
+
+class TrainConfig(_Stage):
+    """The config of ``anchortune train``."""
+
+    preset: Literal["paper"] | None = Field(
+        None, description="`paper`: the settings of arXiv 2506.08473 and its code."
+    )
+    penalty: PenaltySection | None = Field(
+        None, description="The AsFT penalty; unset is plain fine-tuning."
+    )
+
+
+class AlignConfig(_Stage):
+    """The config of ``anchortune align``."""
+
+    method: Literal["sft", "dpo"] = Field(
+        "sft", description="Supervised on refusals and benign answers, or preferences by DPO."
+    )
+    dpo: DpoSection = Field(default_factory=DpoSection)
+
+
+#: Below the file, above the defaults. The published settings, in the authors' units of λ.
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {
+        "penalty": {"operator": "gram", "side": "off", "scaled": False, "lam": 1.0},
+        "lora": {"rank": 8, "alpha": 32, "dropout": 0.05, "target_modules": ["q_proj", "v_proj"]},
+        "training": {
+            "epochs": 10,
+            "batch_size": 8,
+            "learning_rate": 5e-5,
+            "weight_decay": 0.0,
+            "schedule": "step",
+            "step_decay": 0.85,
+        },
+    }
+}

@@ -1,0 +1,31 @@
+"""The alignment stage, for those who start from a model without one: ``anchortune align``.
+
+Supervised on refusals and benign answers (``method: sft``), or on preferences (``method: dpo``,
+TRL's ``DPOTrainer``); as a LoRA adapter or with every weight trained. The result and the model it
+started from are the aligned/base pair that an anchor is built from.
+"""
+
+from __future__ import annotations
+
+from anchortune.config import AlignConfig
+from anchortune.record import Record
+from anchortune.training.plan import Plan, plan_stage
+from anchortune.training.stage import run_stage
+
+
+def plan_alignment(config: AlignConfig) -> Plan:
+    """Checks everything and estimates time, memory and disk; trains nothing.
+
+    Raises:
+        AnchortuneError: of the kind of the first thing that cannot be used.
+    """
+    return plan_stage(config)
+
+
+def align(config: AlignConfig) -> Record:
+    """Aligns as ``config`` says; a run cut short in its output folder is resumed.
+
+    Raises:
+        AnchortuneError: of the kind of the first thing that cannot be used.
+    """
+    return run_stage(plan_stage(config))

@@ -1,0 +1,210 @@
+"""The trainer's settings and callbacks: log, progress, and a stop where the loss is no number."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from transformers import TrainerCallback
+
+from anchortune.config import AlignConfig, TrainConfig
+from anchortune.errors import TrainingError
+from anchortune.training.model import Numbers
+
+logger = logging.getLogger(__name__)
+
+
+def steps_per_epoch(rows: int, batch_size: int) -> int:
+    """Optimizer steps in one pass; the last may be of fewer rows."""
+    return -(-rows // batch_size)
+
+
+def total_steps(config: TrainConfig | AlignConfig, rows: int) -> int:
+    """Optimizer steps of the whole run."""
+    if config.training.max_steps is not None:
+        return config.training.max_steps
+    per_epoch = steps_per_epoch(rows, config.training.batch_size)
+    return max(1, math.ceil(config.training.epochs * per_epoch))
+
+
+def micro_batch(config: TrainConfig | AlignConfig) -> int:
+    """Rows held at once."""
+    return config.machine.micro_batch_size or config.training.batch_size
+
+
+def arguments(
+    config: TrainConfig | AlignConfig, numbers: Numbers, checkpoints: Path, rows: int
+) -> dict[str, Any]:
+    """Keywords of ``transformers.TrainingArguments`` (and of TRL's configs) for a config.
+
+    What differs from their defaults on purpose: losses that are not numbers are shown and not
+    replaced by zero, nothing is reported to a tracker, nothing is printed on stdout, and several
+    visible GPUs do not silently multiply the batch.
+    """
+    training, machine = config.training, config.machine
+    micro = micro_batch(config)
+    schedule: str = "constant" if training.schedule == "step" else training.schedule
+    warmup = math.ceil(training.warmup_frac * total_steps(config, rows))
+    if warmup and schedule == "constant":
+        schedule = "constant_with_warmup"
+    return {
+        "output_dir": str(checkpoints),
+        "per_device_train_batch_size": micro,
+        "per_device_eval_batch_size": micro,
+        "gradient_accumulation_steps": training.batch_size // micro,
+        "num_train_epochs": training.epochs,
+        "max_steps": training.max_steps or -1,
+        "learning_rate": training.learning_rate,
+        "lr_scheduler_type": schedule,
+        "warmup_steps": warmup,
+        "weight_decay": training.weight_decay,
+        "max_grad_norm": training.max_grad_norm,
+        "optim": "adamw_torch",
+        "bf16": numbers.compute == torch.bfloat16,
+        "fp16": numbers.compute == torch.float16,
+        "use_cpu": numbers.device.type == "cpu",
+        "gradient_checkpointing": machine.gradient_checkpointing,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False}
+        if machine.gradient_checkpointing
+        else None,
+        "dataloader_num_workers": machine.workers,
+        "dataloader_pin_memory": numbers.device.type == "cuda",
+        "logging_strategy": "steps",
+        "logging_steps": machine.logging_steps,
+        "logging_first_step": True,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "steps" if machine.save_steps else "epoch",
+        "save_steps": machine.save_steps or 500,
+        "save_total_limit": None if machine.keep_checkpoints else 2,
+        "eval_strategy": "steps" if machine.eval_steps and config.eval_data else "no",
+        "eval_steps": machine.eval_steps,
+        "remove_unused_columns": False,
+        "label_names": ["labels"],
+        "disable_tqdm": True,
+        "report_to": "none",
+        "seed": config.seed,
+        "data_seed": config.seed,
+    }
+
+
+def single_device(args: Any) -> Any:
+    """``args`` with one device: Trainer would wrap in DataParallel and multiply the batch."""
+    if args.n_gpu > 1:
+        args._n_gpu = 1
+    return args
+
+
+def step_schedule(trainer: Any, decay: float, per_epoch: int) -> None:
+    """Gives a trainer the schedule that multiplies the rate by ``decay`` after each epoch."""
+
+    def factor(step: int) -> float:
+        return float(decay ** (step // per_epoch))
+
+    trainer.create_optimizer()
+    trainer.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(trainer.optimizer, factor)
+
+
+def quiet(trainer: Any) -> None:
+    """Takes out the callback that prints each log on stdout, which is for results."""
+    from transformers.trainer_callback import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        TextColumn("{task.fields[shown]}"),
+        console=Console(stderr=True),
+    )
+
+
+class Journal(TrainerCallback):  # type: ignore[misc]
+    """Appends every log to ``log.jsonl``, shows progress on stderr, stops at a loss of nan.
+
+    Args:
+        path: of ``log.jsonl``.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+        self._spoke = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Opens the progress bar, at the step that is resumed from."""
+        if sys.stderr.isatty():
+            self._bar = _progress()
+            self._task = self._bar.add_task(
+                "", total=state.max_steps, completed=state.global_step, shown=""
+            )
+            self._bar.start()
+        self._spoke = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Moves the bar."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Writes one line.
+
+        Raises:
+            TrainingError: the loss is no longer a number.
+        """
+        logs: dict[str, Any] = kwargs.get("logs") or {}
+        if not {"loss", "eval_loss"} & set(logs):
+            return
+        line = {"step": state.global_step}
+        for key, value in logs.items():
+            number = isinstance(value, float) and not math.isfinite(value)
+            line[key] = None if number else value
+        with self._path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line) + "\n")
+        loss = logs.get("loss", 0.0)
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the loss is {loss} at step {state.global_step}; lower training.learning_rate, "
+                "or set machine.dtype to float32."
+            )
+        self._speak(state, logs)
+
+    def _speak(self, state: Any, logs: dict[str, Any]) -> None:
+        names = {"loss": "loss", "eval_loss": "eval loss", "asft/penalty": "penalty",
+                 "asft/lam": "λ"}  # fmt: skip
+        shown = {names[key]: f"{logs[key]:.4g}" for key in names if key in logs}
+        text = ", ".join(f"{key} {value}" for key, value in shown.items())
+        if self._bar is not None:
+            self._bar.update(self._task, shown=text)
+        elif time.monotonic() - self._spoke >= 20 or state.global_step == state.max_steps:
+            self._spoke = time.monotonic()
+            logger.info("step %d of %d: %s", state.global_step, state.max_steps, text)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Closes the bar."""
+        self.close()
+
+    def close(self) -> None:
+        """Gives the terminal back; call it also when the training ends by an exception."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

@@ -1,0 +1,330 @@
+"""The start model: loaded from a folder, the Hub or a GGUF file, its alignment adapter merged in.
+
+Mixed precision. With LoRA, the frozen weights are held in the picked dtype and the adapter in
+float32; the forward pass runs under autocast where that dtype is a 16-bit one. With every weight
+trained, the weights are float32 and only the forward pass is 16-bit. float16 is trained with loss
+scaling.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from anchortune.config import LoraSection, MachineSection, ModelSection
+from anchortune.errors import CheckpointError, TrainingError
+from anchortune.files import sha256_file
+from anchortune.hardware import pick_device, pick_dtype
+
+logger = logging.getLogger(__name__)
+
+_WEIGHTS = ("*.safetensors", "*.gguf")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a model's files lie, as ``from_pretrained`` wants it."""
+
+    folder: str
+    options: dict[str, Any]
+
+    @property
+    def gguf(self) -> str | None:
+        """The file's name, for a GGUF file."""
+        return self.options.get("gguf_file")
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What is computed where, and in which dtype.
+
+    Attributes:
+        device: of the forward and backward pass.
+        compute: dtype of that pass; autocast is used where it has 16 bits.
+        weights: dtype in which the start weights are held.
+    """
+
+    device: torch.device
+    compute: torch.dtype
+    weights: torch.dtype
+
+    @property
+    def compute_name(self) -> str:
+        """``bfloat16`` for ``torch.bfloat16``."""
+        return str(self.compute).removeprefix("torch.")
+
+
+def pick_numbers(machine: MachineSection, lora: LoraSection | None) -> Numbers:
+    """Device and dtypes for this machine.
+
+    Raises:
+        TrainingError: the device asked for is not there, or QLoRA is asked of a machine that
+            cannot do it.
+    """
+    available = {
+        "auto": True,
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not available[machine.device]:
+        raise TrainingError(
+            f"machine.device is {machine.device}, which this machine has not; use auto or cpu."
+        )
+    device = pick_device(machine.device)
+    if lora is not None and lora.qlora:
+        if device.type != "cuda":
+            raise TrainingError(
+                f"lora.qlora needs a CUDA device and this machine computes on {device.type}; set "
+                "lora.qlora to false."
+            )
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise TrainingError(
+                "lora.qlora needs bitsandbytes, which is not installed: pip install "
+                "'anchortune[qlora]', or set lora.qlora to false."
+            )
+    compute = pick_dtype(machine.dtype, device)
+    if compute == torch.float16 and device.type == "cpu":
+        raise TrainingError(
+            "machine.dtype float16 cannot be trained on a CPU; use bfloat16 or float32."
+        )
+    return Numbers(device, compute, compute if lora is not None else torch.float32)
+
+
+def locate(section: ModelSection) -> Place:
+    """Where the model's files are.
+
+    Raises:
+        CheckpointError: the path is no model, or holds pickled weights only.
+    """
+    path = Path(section.path).expanduser()
+    options: dict[str, Any] = {"trust_remote_code": section.trust_remote_code}
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise CheckpointError(f"{section.path}: a model is a folder, a .gguf file or a Hub id.")
+        return Place(str(path.parent), {**options, "gguf_file": path.name})
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise CheckpointError(
+                f"{section.path}: no config.json in it, so it is no model folder."
+            )
+        if not any(path.glob("*.safetensors")):
+            raise CheckpointError(
+                f"{section.path}: no .safetensors in it; pickled weights are not read, save them "
+                "again with save_pretrained."
+            )
+        return Place(str(path), options)
+    if path.is_absolute() or section.path.startswith((".", "~")) or section.path.count("/") > 1:
+        raise CheckpointError(f"{section.path}: no such model folder or file.")
+    return Place(section.path, {**options, "revision": section.revision, "use_safetensors": True})
+
+
+def _refused(section: ModelSection, error: Exception) -> CheckpointError:
+    reason = str(error).strip().splitlines()
+    detail = reason[0] if reason else type(error).__name__
+    return CheckpointError(f"{section.path}: cannot be loaded ({detail}).")
+
+
+def load_tokenizer(section: ModelSection) -> Any:
+    """The model's tokenizer.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    place = locate(section)
+    options = {k: v for k, v in place.options.items() if k != "use_safetensors"}
+    try:
+        return AutoTokenizer.from_pretrained(place.folder, **options)
+    except (OSError, ValueError, ImportError) as error:
+        raise _refused(section, error) from None
+
+
+def load_skeleton(section: ModelSection) -> Any:
+    """The model's architecture without its weights, on the meta device: free to plan with.
+
+    Raises:
+        CheckpointError: the config cannot be read or names no causal language model.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    place = locate(section)
+    options = {k: v for k, v in place.options.items() if k != "use_safetensors"}
+    try:
+        config = AutoConfig.from_pretrained(place.folder, **options)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(
+                config, trust_remote_code=section.trust_remote_code
+            )
+    except (OSError, ValueError, ImportError) as error:
+        raise _refused(section, error) from None
+
+
+def load_model(section: ModelSection, numbers: Numbers, *, four_bit: bool = False) -> Any:
+    """The start model with its weights, the alignment adapter merged, on ``numbers.device``.
+
+    Args:
+        section: which model.
+        numbers: device and dtypes.
+        four_bit: hold the weights in NF4 (QLoRA).
+
+    Raises:
+        CheckpointError: it cannot be loaded, or the adapter does not fit.
+        TrainingError: an adapter is to be merged into 4-bit weights.
+    """
+    from transformers import AutoModelForCausalLM
+
+    place = locate(section)
+    options = dict(place.options)
+    if four_bit:
+        if section.adapter is not None:
+            raise TrainingError(
+                "model.adapter cannot be merged into 4-bit weights; merge it first and save the "
+                "result, or set lora.qlora to false."
+            )
+        options["quantization_config"] = _nf4(numbers.compute)
+        options["device_map"] = {"": numbers.device}
+    # An adapter is merged in float32: in 16 bits most of a small update would be rounded away.
+    dtype = torch.float32 if section.adapter is not None else numbers.weights
+    try:
+        model = AutoModelForCausalLM.from_pretrained(place.folder, dtype=dtype, **options)
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        raise _refused(section, error) from None
+    if place.gguf is not None:
+        _clear_quantisation(model)
+        model.to(dtype)
+    if section.adapter is not None:
+        model = _merge(model, section).to(numbers.weights)
+    return model if four_bit else model.to(numbers.device)
+
+
+def _nf4(compute: torch.dtype) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute,
+    )
+
+
+def _clear_quantisation(model: Any) -> None:
+    """Forgets that the weights came from GGUF: they are plain floats now and may be saved."""
+    model.hf_quantizer = None
+    model.is_quantized = False
+    model.quantization_method = None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+
+
+def _merge(model: Any, section: ModelSection) -> Any:
+    from peft import PeftModel
+
+    try:
+        wrapped = PeftModel.from_pretrained(model, section.adapter)
+        return wrapped.merge_and_unload(safe_merge=True)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise CheckpointError(
+            f"model.adapter {section.adapter}: does not load on {section.path} ({reason[0]})."
+        ) from None
+
+
+def lora_config(model: Any, lora: LoraSection) -> Any:
+    """PEFT's ``LoraConfig`` for a config's ``lora`` section.
+
+    Raises:
+        TrainingError: ``target_modules`` name nothing in the model.
+    """
+    from peft import LoraConfig
+
+    targets: list[str] | str = lora.target_modules
+    if targets != "all-linear":
+        targets = [targets] if isinstance(targets, str) else list(targets)
+        modules = [name for name, _ in model.named_modules() if name]
+        for wanted in targets:
+            if not any(name == wanted or name.endswith("." + wanted) for name in modules):
+                leaves = {name.rsplit(".", 1)[-1] for name in modules}
+                known = sorted(leaf for leaf in leaves if "proj" in leaf or "attn" in leaf)
+                raise TrainingError(
+                    f"lora.target_modules: the model has no module '{wanted}'; it has "
+                    f"{', '.join(known or sorted(leaves))}."
+                )
+    return LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # annotated int, but the arithmetic takes any number
+        lora_dropout=lora.dropout,
+        target_modules=targets,
+        use_rslora=lora.rslora,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+
+
+def add_lora(model: Any, lora: LoraSection, seed: int) -> Any:
+    """The model wrapped by PEFT with a new LoRA adapter, its start drawn from ``seed``.
+
+    Raises:
+        TrainingError: ``target_modules`` name nothing in the model.
+    """
+    from peft import get_peft_model
+
+    config = lora_config(model, lora)
+    torch.manual_seed(seed)
+    return get_peft_model(model, config)
+
+
+def identity(section: ModelSection) -> dict[str, Any]:
+    """Which weights a model section names: path, revision and a hash of the files' content.
+
+    The hash is the SHA-256 over the SHA-256 of each weights file, in order of name, so that it
+    does not depend on where the files lie.
+    """
+    place = locate(section)
+    found: dict[str, Any] = {"path": section.path, "revision": section.revision}
+    if place.gguf is not None:
+        files = [Path(place.folder) / place.gguf]
+    else:
+        folder = Path(place.folder)
+        if not folder.is_dir():
+            folder, found["revision"] = _snapshot(section)
+        files = sorted(file for pattern in _WEIGHTS for file in folder.glob(pattern))
+    found["sha256"] = _hash(files)
+    if section.adapter is not None:
+        adapter = Path(section.adapter).expanduser()
+        found["adapter"] = {"path": section.adapter}
+        if adapter.is_dir():
+            found["adapter"]["sha256"] = _hash(sorted(adapter.glob("adapter_model.safetensors")))
+    return found
+
+
+def _hash(files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(sha256_file(file).encode())
+    return digest.hexdigest()
+
+
+def _snapshot(section: ModelSection) -> tuple[Path, str]:
+    """The local copy of a Hub model's weights, and its commit."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(
+            snapshot_download(
+                section.path,
+                revision=section.revision,
+                allow_patterns=["*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model"],
+            )
+        )
+    except Exception as error:  # the Hub client's errors share no base class
+        raise _refused(section, error) from None
+    return folder, folder.name

@@ -1,0 +1,315 @@
+"""A training stage checked in full before any work: files, rows, modules, anchor, cost."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from anchortune.config import AlignConfig, DataSection, PenaltySection, TrainConfig
+from anchortune.errors import DataError, TrainingError
+from anchortune.training import loop
+from anchortune.training.batches import PreferenceData, TokenisedData, preferences, tokenise
+from anchortune.training.estimate import Estimate, estimate
+from anchortune.training.folder import RunFolder, State
+from anchortune.training.model import (
+    Numbers,
+    add_lora,
+    identity,
+    load_skeleton,
+    load_tokenizer,
+    pick_numbers,
+)
+from anchortune.training.template import Template
+
+if TYPE_CHECKING:
+    from anchortune.anchor.anchor import Anchor
+
+_MAX_LENGTH = 2048
+Data = TokenisedData | PreferenceData
+
+
+@dataclass
+class Plan:
+    """A stage that has been checked and can be run.
+
+    Attributes:
+        kind: ``train`` or ``align``.
+        config: resolved.
+        numbers: device and dtypes.
+        template: the tokenizer and its chat template.
+        data: what is trained on.
+        eval_data: what is only measured; None without.
+        model: identity of the start model.
+        anchor: the loaded anchor; None without a penalty.
+        anchor_facts: its identity, for the record.
+        parameters: (trained, all).
+        estimate: time, memory and disk.
+        folder: the run's folder.
+        state: what the folder held.
+        timings: seconds spent so far, by stage.
+        notes: what the user should know.
+    """
+
+    kind: str
+    config: TrainConfig | AlignConfig
+    numbers: Numbers
+    template: Template
+    data: Data
+    eval_data: Data | None
+    model: dict[str, Any]
+    anchor: Anchor | None
+    anchor_facts: dict[str, Any] | None
+    parameters: tuple[int, int]
+    estimate: Estimate
+    folder: RunFolder
+    state: State
+    timings: dict[str, float]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps."""
+        return loop.total_steps(self.config, len(self.data.rows))
+
+    @property
+    def penalty(self) -> PenaltySection | None:
+        """The penalty's settings, if there is one."""
+        return self.config.penalty if isinstance(self.config, TrainConfig) else None
+
+    def inputs(self) -> dict[str, Any]:
+        """What the run is made from, with hashes."""
+        found: dict[str, Any] = {"model": self.model, "data": self.data.summary()}
+        if self.eval_data is not None:
+            found["eval_data"] = self.eval_data.summary()
+        if self.anchor_facts is not None:
+            found["anchor"] = self.anchor_facts
+        return found
+
+    def lines(self) -> list[str]:
+        """For people: what would be done."""
+        training, data = self.config.training, self.data.summary()
+        trained, total = self.parameters
+        merged = f" + {self.config.model.adapter}" if self.config.model.adapter else ""
+        counts = f"{data['sequences']} sequences, {data['tokens']} tokens"
+        if isinstance(self.data, TokenisedData):
+            counts += f", {data['learnt_tokens']} learnt, {data['truncated']} cut"
+        return [
+            f"model   {self.model['path']}{merged}: {total / 1e6:.1f} M parameters, sha256 "
+            f"{self.model['sha256'][:12]}",
+            *(f"data    {report.line()}" for report in self.data.reports),
+            f"        {counts} at {self.data.max_length}",
+            f"chat    template: {self.template.describe()}",
+            f"trains  {trained} parameters, {self.steps} steps of {training.batch_size} rows, "
+            f"{self.numbers.compute_name} on {self.numbers.device.type}",
+            *self._penalty_lines(),
+            *self.estimate.lines(),
+            f"output  {self.folder.path} ({self.state.value})",
+            *(f"note    {note}" for note in self.notes),
+        ]
+
+    def _penalty_lines(self) -> list[str]:
+        penalty = self.penalty
+        if penalty is None:
+            return []
+        unset = "the library's default"
+        return [
+            f"penalty {penalty.anchor}: operator {penalty.operator or unset}, side {penalty.side}, "
+            f"{'scaled' if penalty.scaled else 'unscaled'}, lam "
+            f"{unset if penalty.lam is None else penalty.lam}"
+        ]
+
+    def summary(self) -> dict[str, Any]:
+        """The plan as plain values."""
+        trained, total = self.parameters
+        return {
+            "kind": self.kind,
+            "config": self.config.model_dump(mode="json"),
+            "inputs": self.inputs(),
+            "steps": self.steps,
+            "trained_parameters": trained,
+            "parameters": total,
+            "device": self.numbers.device.type,
+            "dtype": self.numbers.compute_name,
+            "estimate": {
+                "seconds": self.estimate.seconds,
+                "memory_bytes": self.estimate.memory_bytes,
+                "disk_bytes": self.estimate.disk_bytes,
+            },
+            "output": {"path": str(self.folder.path), "state": self.state.value},
+            "notes": self.notes,
+        }
+
+
+def plan_stage(config: TrainConfig | AlignConfig) -> Plan:
+    """Everything that can be checked without training, checked.
+
+    Raises:
+        AnchortuneError: of the kind of the first thing that cannot be used.
+    """
+    kind = "train" if isinstance(config, TrainConfig) else "align"
+    started = time.perf_counter()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise TrainingError(
+            f"anchortune {kind} runs in one process; for several, call attach(trainer, anchor) in "
+            "a script of your own under torchrun."
+        )
+    numbers = pick_numbers(config.machine, config.lora)
+    template = Template(load_tokenizer(config.model))
+    skeleton = load_skeleton(config.model)
+    max_length = _max_length(config, skeleton)
+    data = _read(config, config.data, template, max_length)
+    eval_data = None
+    if config.eval_data:
+        eval_data = _read(config, config.eval_data, template, max_length)
+        _disjoint(data, eval_data)
+    model = identity(config.model)
+    folder = RunFolder(config.output, _identity(config, model, data, eval_data))
+    anchor, facts = _anchor(config)
+    folder.identity["anchor"] = None if facts is None else facts["sha256"]
+    state = folder.state()
+    total = sum(parameter.numel() for parameter in skeleton.parameters())
+    notes: list[str] = []
+    if config.lora is not None:
+        skeleton = add_lora(skeleton, config.lora, config.seed)
+    if anchor is not None:
+        notes += _check_anchor(anchor, skeleton, model)
+    trained = sum(p.numel() for p in skeleton.parameters() if p.requires_grad)
+    cost = _cost(config, numbers, skeleton, trained, data)
+    _check_disk(folder, cost)
+    timings = {"plan_s": time.perf_counter() - started}
+    return Plan(
+        kind, config, numbers, template, data, eval_data, model, anchor, facts, (trained, total),
+        cost, folder, state, timings, notes,
+    )  # fmt: skip
+
+
+def _max_length(config: TrainConfig | AlignConfig, skeleton: Any) -> int:
+    limit = getattr(skeleton.config.get_text_config(), "max_position_embeddings", None)
+    asked = config.training.max_length_tokens
+    if asked is None:
+        return min(_MAX_LENGTH, limit or _MAX_LENGTH)
+    if limit is not None and asked > limit:
+        raise TrainingError(
+            f"training.max_length_tokens is {asked}, but the model reads at most {limit}."
+        )
+    return asked
+
+
+def _read(
+    config: TrainConfig | AlignConfig,
+    sections: list[DataSection],
+    template: Template,
+    max_length: int,
+) -> Data:
+    dpo = isinstance(config, AlignConfig) and config.method == "dpo"
+    return (preferences if dpo else tokenise)(sections, template, max_length, config.seed)
+
+
+def _disjoint(data: Data, eval_data: Data) -> None:
+    def key(row: Any) -> str:
+        return repr(row) if isinstance(row, dict) else repr(row.input_ids)
+
+    seen = {key(row) for row in data.rows}
+    shared = sum(key(row) in seen for row in eval_data.rows)
+    if shared:
+        raise DataError(
+            f"{shared} of {len(eval_data.rows)} rows of eval_data are trained on; take them out of "
+            "data or of eval_data."
+        )
+
+
+def _identity(
+    config: TrainConfig | AlignConfig, model: dict[str, Any], data: Data, eval_data: Data | None
+) -> dict[str, Any]:
+    sources = [report.sha256 for report in data.reports]
+    checks = [report.sha256 for report in eval_data.reports] if eval_data is not None else []
+    return {
+        **config.science(),
+        "sha256": {
+            "model": model["sha256"],
+            "adapter": model.get("adapter"),
+            "data": sources,
+            "eval_data": checks,
+        },
+    }
+
+
+def _anchor(config: TrainConfig | AlignConfig) -> tuple[Anchor | None, dict[str, Any] | None]:
+    if not isinstance(config, TrainConfig) or config.penalty is None:
+        return None, None
+    from pathlib import Path
+
+    from anchortune.anchor.anchor import Anchor
+
+    section = config.penalty
+    path = Path(section.anchor).expanduser()
+    if path.exists() or path.suffix == ".safetensors":
+        anchor = Anchor.load(path)
+    else:
+        anchor = Anchor.from_pretrained(section.anchor, revision=section.revision)
+    return anchor, {
+        "path": section.anchor,
+        "revision": section.revision,
+        "sha256": anchor.sha256,
+        "modules": len(anchor.modules),
+    }
+
+
+def _check_anchor(anchor: Anchor, skeleton: Any, model: dict[str, Any]) -> list[str]:
+    """Notes on how the anchor fits the model.
+
+    Raises:
+        AnchorError: it does not.
+    """
+    from anchortune.anchor.binding import cover
+
+    coverage = cover(skeleton, anchor.modules)
+    notes = list(coverage.notes)
+    if coverage.unpenalised:
+        named = ", ".join(coverage.unpenalised[:6])
+        notes.append(f"{len(coverage.unpenalised)} trained parameters go unpenalised: {named}")
+    return notes
+
+
+def _cost(
+    config: TrainConfig | AlignConfig, numbers: Numbers, skeleton: Any, trained: int, data: Data
+) -> Estimate:
+    rows = len(data.rows)
+    if isinstance(data, TokenisedData):
+        lengths = [len(row.input_ids) for row in data.rows]
+        passes = 1.0
+    else:
+        lengths = data.lengths
+        passes = 2.0 * 1.5  # two answers a pair, and the reference model's forward pass
+    epochs = loop.total_steps(config, rows) / loop.steps_per_epoch(rows, config.training.batch_size)
+    steps = loop.total_steps(config, rows)
+    every = config.machine.save_steps or loop.steps_per_epoch(rows, config.training.batch_size)
+    kept = max(1, steps // every)
+    return estimate(
+        skeleton,
+        trained,
+        lengths,
+        numbers=numbers,
+        micro=loop.micro_batch(config) * (1 if passes == 1.0 else 2),
+        rows_seen=epochs * rows * passes,
+        lora=config.lora is not None,
+        four_bit=config.lora is not None and config.lora.qlora,
+        checkpointing=config.machine.gradient_checkpointing,
+        checkpoints=kept if config.machine.keep_checkpoints else min(kept, 3),
+        seed=config.seed,
+    )
+
+
+def _check_disk(folder: RunFolder, cost: Estimate) -> None:
+    place = folder.path.absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if cost.disk_bytes > free:
+        raise TrainingError(
+            f"output {folder.path} needs about {cost.disk_bytes / 2**30:.1f} GiB and "
+            f"{free / 2**30:.1f} GiB are free there; name a folder on another disk."
+        )

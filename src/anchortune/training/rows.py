@@ -1,0 +1,151 @@
+"""Raw rows of a JSON, JSONL, CSV or Parquet file, or of a Hub dataset."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from anchortune.config import DataSection
+from anchortune.errors import DataError
+from anchortune.files import sha256_file
+
+SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
+
+
+@dataclass(frozen=True)
+class RawRows:
+    """Rows as they are in the source.
+
+    Attributes:
+        rows: one mapping a row, or None where the source holds no mapping there.
+        places: where each row stands, for errors: ``line 12`` or ``row 12``, from 1.
+        sha256: of the file's bytes; of the rows as canonical JSON for a Hub dataset.
+        columns: every column that occurs, in order of appearance.
+    """
+
+    rows: list[dict[str, Any] | None]
+    places: list[str]
+    sha256: str
+    columns: list[str]
+
+
+def read_rows(section: DataSection) -> RawRows:
+    """The rows that ``section`` names.
+
+    Raises:
+        DataError: no such file or dataset, an unknown kind of file, broken JSON, not UTF-8, or no
+            rows at all.
+    """
+    path = Path(section.path).expanduser()
+    if path.is_dir():
+        raise DataError(f"{section.path} is a folder; name a file ({', '.join(SUFFIXES)}) in it.")
+    if path.is_file():
+        found, places = _read_file(path)
+        digest = sha256_file(path)
+    elif path.suffix.lower() in SUFFIXES or section.path.startswith((".", "/", "~")):
+        raise DataError(f"{section.path}: no such file.")
+    else:
+        found = _read_hub(section)
+        places = [f"row {number}" for number in range(1, len(found) + 1)]
+        digest = _digest(found)
+    rows = [row if isinstance(row, dict) else None for row in found]
+    columns = dict.fromkeys(str(key) for row in rows if row is not None for key in row)
+    if not columns:
+        raise DataError(f"{section.path}: holds no rows (a list of objects is expected).")
+    return RawRows(rows, places, digest, list(columns))
+
+
+def _digest(rows: Sequence[Any]) -> str:
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False, default=str).encode())
+        digest.update(b"\n")
+    return digest.hexdigest()
+
+
+def _read_file(path: Path) -> tuple[list[Any], list[str]]:
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise DataError(f"{path}: unknown kind of file; expected {', '.join(SUFFIXES)}.")
+    if suffix == ".parquet":
+        rows = _read_parquet(path)
+        return rows, [f"row {number}" for number in range(1, len(rows) + 1)]
+    try:
+        if suffix == ".csv":
+            return _read_csv(path)
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 at byte {error.start}; convert the file.") from None
+    if suffix == ".json":
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError as error:
+            if "Extra data" not in error.msg:  # else: JSON lines under the name .json
+                raise DataError(f"{path}: line {error.lineno}: not JSON ({error.msg}).") from None
+        else:
+            if not isinstance(value, list):
+                raise DataError(
+                    f"{path}: expected a list of objects; for one object a line, "
+                    "name the file .jsonl."
+                )
+            return value, [f"row {number}" for number in range(1, len(value) + 1)]
+    return _read_lines(path, text)
+
+
+def _read_lines(path: Path, text: str) -> tuple[list[Any], list[str]]:
+    rows, places = [], []
+    for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: U+2028 is content
+        if not line.strip():
+            continue
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}: line {number}: not JSON ({error.msg}).") from None
+        places.append(f"line {number}")
+    return rows, places
+
+
+def _read_csv(path: Path) -> tuple[list[Any], list[str]]:
+    previous = csv.field_size_limit(1 << 30)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.DictReader(stream, restkey="(more fields than columns)", strict=True)
+            rows, places = [], []
+            for row in reader:
+                rows.append(row)
+                places.append(f"line {reader.line_num}")
+    except csv.Error as error:
+        raise DataError(f"{path}: line {reader.line_num}: not CSV ({error}).") from None
+    finally:
+        csv.field_size_limit(previous)
+    return rows, places
+
+
+def _read_parquet(path: Path) -> list[Any]:
+    import pyarrow  # type: ignore[import-untyped]  # comes with datasets
+    import pyarrow.parquet  # type: ignore[import-untyped]
+
+    try:
+        rows: list[Any] = pyarrow.parquet.read_table(path).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not a readable Parquet file ({error}).") from None
+    return rows
+
+
+def _read_hub(section: DataSection) -> list[Any]:
+    import datasets
+
+    try:
+        loaded = datasets.load_dataset(section.path, split=section.split, revision=section.revision)
+    except Exception as error:  # the Hub client's errors share no base class
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(
+            f"{section.path}: neither a file here nor a Hub dataset with a split "
+            f"'{section.split}' that can be reached ({reason})."
+        ) from None
+    return list(loaded)

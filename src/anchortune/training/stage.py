@@ -1,0 +1,214 @@
+"""A planned stage run: the trainer made, trained or resumed, its result and record written."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from anchortune.config import AlignConfig
+from anchortune.config_io import dump_yaml
+from anchortune.files import atomic_directory, sha256_file, write_text
+from anchortune.record import Record, now, platform_facts, read_record, versions, write_record
+from anchortune.training import loop
+from anchortune.training.batches import Collator, PreferenceData, Sequences, TokenisedData
+from anchortune.training.folder import State
+from anchortune.training.model import add_lora, load_model, lora_config
+from anchortune.training.plan import Plan
+
+logger = logging.getLogger(__name__)
+
+
+def run_stage(plan: Plan) -> Record:
+    """Trains what ``plan`` says, resuming where an unfinished run left off.
+
+    A complete run is not repeated: its record is returned.
+
+    Raises:
+        AnchortuneError: the model cannot be loaded, or the loss stops being a number.
+    """
+    for line in plan.lines():
+        logger.info("%s", line)
+    if plan.state is State.COMPLETE:
+        logger.info("%s is complete; nothing to do", plan.folder.path)
+        return read_record(plan.folder.path)
+    plan.folder.claim()
+    write_text(plan.folder.path / "config.yaml", dump_yaml(plan.config))
+    timings = dict(plan.timings)
+    started = time.perf_counter()
+    four_bit = plan.config.lora is not None and plan.config.lora.qlora
+    model = load_model(plan.config.model, plan.numbers, four_bit=four_bit)
+    timings["load_s"] = time.perf_counter() - started
+    journal = loop.Journal(plan.folder.log)
+    trainer = make_trainer(plan, model, journal)
+    penalty = attach_penalty(plan, trainer)
+
+    checkpoint = plan.folder.last_checkpoint()
+    resumed = int(checkpoint.name.rsplit("-", 1)[-1]) if checkpoint is not None else 0
+    plan.folder.trim_log(resumed)
+    if checkpoint is not None:
+        logger.info("resuming %s from step %d", plan.folder.path, resumed)
+    started = time.perf_counter()
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
+    finally:
+        journal.close()
+    timings["train_s"] = time.perf_counter() - started
+    metrics = _metrics(plan, trainer)
+    if plan.eval_data is not None:
+        started = time.perf_counter()
+        metrics["eval_loss"] = float(trainer.evaluate()["eval_loss"])
+        timings["eval_s"] = time.perf_counter() - started
+
+    started = time.perf_counter()
+    outputs = _save(plan, trainer.model)
+    timings["save_s"] = time.perf_counter() - started
+    record = Record(
+        kind=plan.kind,
+        created=now(),
+        config=plan.config.model_dump(mode="json"),
+        seed=plan.config.seed,
+        inputs=plan.inputs() | ({"penalty": penalty} if penalty else {}),
+        outputs=outputs,
+        numbers={
+            "device": plan.numbers.device.type,
+            "compute_dtype": plan.numbers.compute_name,
+            "weights_dtype": str(plan.numbers.weights).removeprefix("torch."),
+            "trained_parameters": plan.parameters[0],
+            "parameters": plan.parameters[1],
+            "identity": plan.folder.digest,
+        },
+        timings=timings,
+        metrics={**metrics, "resumed_from_step": resumed},
+        versions=versions(),
+        platform=platform_facts(),
+    )
+    write_record(plan.folder.path, record)
+    if not plan.config.machine.keep_checkpoints:
+        shutil.rmtree(plan.folder.checkpoints, ignore_errors=True)
+    return record
+
+
+def make_trainer(plan: Plan, model: Any, journal: loop.Journal) -> Any:
+    """The trainer of the plan's method, on ``model``, with our journal and schedule."""
+    rows = len(plan.data.rows)
+    options = loop.arguments(plan.config, plan.numbers, plan.folder.checkpoints, rows)
+    if isinstance(plan.data, PreferenceData):
+        trainer = _dpo_trainer(plan, model, options)
+    else:
+        trainer = _sft_trainer(plan, model, options)
+    loop.quiet(trainer)
+    trainer.add_callback(journal)
+    training = plan.config.training
+    if training.schedule == "step":
+        per_epoch = loop.steps_per_epoch(rows, training.batch_size)
+        loop.step_schedule(trainer, training.step_decay, per_epoch)
+    return trainer
+
+
+def _sft_trainer(plan: Plan, model: Any, options: dict[str, Any]) -> Any:
+    from transformers import Trainer, TrainingArguments
+
+    if plan.config.lora is not None:
+        model = add_lora(model, plan.config.lora, plan.config.seed)
+        if plan.config.machine.gradient_checkpointing:
+            model.enable_input_require_grads()
+    tokenizer = plan.template.tokenizer
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    evaluated = plan.eval_data
+    return Trainer(
+        model=model,
+        args=loop.single_device(TrainingArguments(**options)),
+        data_collator=Collator(pad, multiple=8 if plan.numbers.device.type == "cuda" else 1),
+        train_dataset=Sequences(plan.data.rows if isinstance(plan.data, TokenisedData) else []),
+        eval_dataset=Sequences(evaluated.rows) if isinstance(evaluated, TokenisedData) else None,
+    )
+
+
+def _dpo_trainer(plan: Plan, model: Any, options: dict[str, Any]) -> Any:
+    import copy
+
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    config = plan.config
+    beta = config.dpo.beta if isinstance(config, AlignConfig) else 0.1
+    options = {**options, "label_names": None, "gradient_checkpointing": False}
+    options |= {"gradient_checkpointing": config.machine.gradient_checkpointing, "beta": beta}
+    lora = lora_config(model, config.lora) if config.lora is not None else None
+    evaluated = plan.eval_data
+    return DPOTrainer(
+        model=model,
+        # With LoRA the reference is the model with the adapter off; TRL would else load a second
+        # one by its path, which a GGUF file or a merged adapter has not got.
+        ref_model=copy.deepcopy(model) if lora is None else None,
+        args=loop.single_device(DPOConfig(max_length=plan.data.max_length, **options)),
+        train_dataset=Dataset.from_list(list(plan.data.rows)),
+        eval_dataset=Dataset.from_list(list(evaluated.rows)) if evaluated is not None else None,
+        processing_class=plan.template.tokenizer,
+        peft_config=lora,
+    )
+
+
+def attach_penalty(plan: Plan, trainer: Any) -> dict[str, Any] | None:
+    """Adds the plan's penalty to the trainer; the settings it resolved to, for the record."""
+    section = plan.penalty
+    if section is None or plan.anchor is None:
+        return None
+    from anchortune.anchor.penalty import DEFAULT_LAM, DEFAULT_OPERATOR
+    from anchortune.training.seam import attach
+
+    settings: dict[str, Any] = {
+        "operator": section.operator or DEFAULT_OPERATOR,
+        "lam": DEFAULT_LAM if section.lam is None else section.lam,
+        "side": section.side,
+        "scaled": section.scaled,
+        "rank": section.rank,
+        "off_budget": section.off_budget,
+    }
+    attach(trainer, plan.anchor, **settings)
+    return settings
+
+
+def _metrics(plan: Plan, trainer: Any) -> dict[str, Any]:
+    """The last logged figures, and the mean loss over the last tenth of the steps."""
+    lines = [json.loads(line) for line in plan.folder.log.read_text(encoding="utf-8").splitlines()]
+    trained = [line for line in lines if "loss" in line]
+    last = dict(trained[-1]) if trained else {}
+    tail = [line["loss"] for line in trained if line["step"] > 0.9 * trainer.state.max_steps]
+    last.pop("step", None)
+    return {
+        "steps": trainer.state.global_step,
+        "epochs": trainer.state.epoch,
+        "loss_last_tenth": sum(tail) / len(tail) if tail else None,
+        "last": last,
+    }
+
+
+def _save(plan: Plan, model: Any) -> dict[str, Any]:
+    """Writes ``adapter/`` (PEFT) or ``model/`` (safetensors), whole or not at all.
+
+    A fully trained model is kept in float32: rounded to 16 bits, the rounding noise would be a
+    large part of its difference from the start, and so of an anchor built from it.
+    """
+    name = "model" if plan.config.lora is None else "adapter"
+    target = plan.folder.path / name
+    with atomic_directory(target) as temporary:
+        if plan.config.lora is None:
+            model.save_pretrained(temporary)
+        else:
+            for settings in model.peft_config.values():
+                settings.base_model_name_or_path = plan.config.model.path
+                settings.revision = plan.config.model.revision
+            # Embeddings are not trained, and looking whether they grew would ask the Hub.
+            model.save_pretrained(temporary, save_embedding_layers=False)
+        plan.template.tokenizer.save_pretrained(temporary)
+    weights = sorted(path for path in target.iterdir() if path.suffix == ".safetensors")
+    return {
+        "path": name,
+        "sha256": {path.name: sha256_file(path) for path in weights},
+        "bytes": sum(Path(path).stat().st_size for path in target.iterdir()),
+    }
