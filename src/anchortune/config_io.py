@@ -233,6 +233,8 @@ def _sentence(error: ValidationError, kind: type[BaseModel]) -> str:
     if problem["type"] == "value_error":
         prefix = f"{name}: " if path else ""
         return f"{prefix}{str(problem['msg']).removeprefix('Value error, ')}."
+    if problem["type"] == "too_short":
+        return f"{name}: expected at least 1 item, found none."
     bounds = problem.get("ctx", {})
     limits = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
     for mark, word in limits.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from anchortune.config import DataSection
 from anchortune.errors import DataError
 from anchortune.files import sha256_file
 
+_SURPLUS = "(more fields than columns)"
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 
 
@@ -76,11 +78,11 @@ def _read_file(path: Path) -> tuple[list[Any], list[str]]:
         rows = _read_parquet(path)
         return rows, [f"row {number}" for number in range(1, len(rows) + 1)]
     try:
-        if suffix == ".csv":
-            return _read_csv(path)
-        text = path.read_text(encoding="utf-8-sig")
+        text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 at byte {error.start}; convert the file.") from None
+    if suffix == ".csv":
+        return _read_csv(path, text)
     if suffix == ".json":
         try:
             value = json.loads(text)
@@ -110,15 +112,14 @@ def _read_lines(path: Path, text: str) -> tuple[list[Any], list[str]]:
     return rows, places
 
 
-def _read_csv(path: Path) -> tuple[list[Any], list[str]]:
+def _read_csv(path: Path, text: str) -> tuple[list[Any], list[str]]:
     previous = csv.field_size_limit(1 << 30)
+    reader = csv.DictReader(io.StringIO(text, newline=""), restkey=_SURPLUS, strict=True)
+    rows, places = [], []
     try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream, restkey="(more fields than columns)", strict=True)
-            rows, places = [], []
-            for row in reader:
-                rows.append(row)
-                places.append(f"line {reader.line_num}")
+        for row in reader:
+            rows.append(row)
+            places.append(f"line {reader.line_num}")
     except csv.Error as error:
         raise DataError(f"{path}: line {reader.line_num}: not CSV ({error}).") from None
     finally:

@@ -1,0 +1,131 @@
+"""Configs: strictness, error texts, precedence, round trip."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from anchortune.config import AlignConfig, TrainConfig
+from anchortune.config_io import dump_yaml, load_config
+from anchortune.errors import ConfigError
+
+BASE = "model: {path: m}\ndata: {path: d.json}\noutput: o\n"
+
+
+@pytest.fixture
+def load(tmp_path: Path):
+    def loader(text: str, *overrides: str, kind=TrainConfig):
+        path = tmp_path / "c.yaml"
+        path.write_text(text, encoding="utf-8")
+        return load_config(path, kind, overrides)
+
+    return loader
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "message"),
+    [
+        (BASE + "trainig: {}", [], "unknown key 'trainig'; did you mean 'training'?"),
+        (BASE, ["training.learning_rat=3"], "'training.learning_rat'; did you mean 'learning_rate'"),
+        (BASE, ["data.formt=auto"], "unknown key 'data.0.formt'; did you mean 'format'?"),
+        (BASE, ["machine.zzz=1"], "unknown key 'machine.zzz'; known here: device, dtype"),
+        (BASE, ["training.learning_rate=abc"],
+         "training.learning_rate: expected a number, found the text 'abc'"),
+        (BASE, ["training.epochs=true"], "training.epochs: expected a number, found true"),
+        (BASE, ["training.batch_size=2.5"],
+         "training.batch_size: expected a whole number, found the number 2.5"),
+        (BASE, ["penalty.anchor=a", "penalty.lam=big"],
+         "penalty.lam: expected a number or auto or null, found the text 'big'"),
+        (BASE, ["penalty.lam=1"], "the key 'penalty.anchor' is missing; give a text"),
+        (BASE, ["penalty={anchor: a, lam: -1}"], "penalty.lam: expected a number at least 0"),
+        (BASE, ["penalty={anchor: a, off_budget: 0.1}"], "penalty: off_budget is only read with"),
+        (BASE, ["data.format=xx"], "data.0.format: expected auto, instruction,"),
+        (BASE, ["lora.dropout=1.5"], "lora.dropout: expected a number below 1.0, found 1.5"),
+        (BASE, ["machine.micro_batch_size=3"], "machine.micro_batch_size (3) does not divide"),
+        (BASE, ["training={schedule: step, warmup_frac: 0.1}"], "training: schedule: step has no"),
+        (BASE, ["data=[]"], "data: expected at least 1 item, found none"),
+        (BASE, ["preset=paper"], "the key 'penalty.anchor' is missing"),
+        (BASE, ["preset=papr"], "preset: expected paper or null, found the text 'papr'"),
+        ("model: 3", [], "model: expected a mapping of keys, found the number 3"),
+        ("", [], "the key 'model' is missing; give a mapping of keys"),
+        ("- 1", [], "expected a mapping of keys, found a list"),
+        ("a: [1", [], "line 1: not valid YAML"),
+        (BASE + BASE, [], "line 4: the key 'model' is given twice"),
+        (BASE + "lora: {rank: 1, rank: 2}", [], "line 4: the key 'rank' is given twice"),
+        ("a: !!python/object:os.system {}", [], "not valid YAML"),
+        (BASE, ["seed"], "--set seed: expected key.path=value"),
+        (BASE, ["seed.x=1"], "--set seed.x=1"),
+        (BASE + "seed: 3\n", ["seed.x=1"], "--set seed.x=1: seed holds no keys"),
+        ("data: [{path: a}]", ["data.1.path=b"], "data is a list of 1; '1' is not one of its"),
+    ],
+)  # fmt: skip
+def test_every_mistake_is_one_sentence_that_names_the_key(load, text, overrides, message) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(text, *overrides)
+    if text == BASE and overrides == ["seed.x=1"]:
+        assert "seed: expected a whole number, found a mapping" in str(caught.value)
+    else:
+        assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.yaml: cannot read the config"):
+        load_config(tmp_path / "none.yaml", TrainConfig)
+
+
+def test_a_rate_without_a_dot_is_a_number(load) -> None:
+    """YAML 1.1 reads 5e-5 as a text; every tutorial writes it so."""
+    assert load(BASE + "training: {learning_rate: 5e-5}").training.learning_rate == 5e-5
+    assert load(BASE, "training.learning_rate=1e-3").training.learning_rate == 1e-3
+    assert load(BASE.replace("o\n", "1e5x\n")).output == "1e5x"
+
+
+def test_precedence_default_preset_file_set(load) -> None:
+    text = BASE + "preset: paper\npenalty: {anchor: a}\ntraining: {batch_size: 4}\n"
+    config = load(text, "training.epochs=2")
+    assert config.training.epochs == 2  # --set
+    assert config.training.batch_size == 4  # the file
+    assert config.training.learning_rate == 5e-5  # the preset
+    assert config.training.max_grad_norm == 1.0  # the default
+    assert config.penalty is not None
+    assert (config.penalty.operator, config.penalty.scaled, config.penalty.lam) == (
+        "gram", False, 1.0
+    )  # fmt: skip
+    assert (config.lora.rank, config.lora.alpha, config.lora.dropout) == (8, 32, 0.05)
+    assert (config.training.schedule, config.training.step_decay) == ("step", 0.85)
+
+
+def test_later_set_wins_and_lists_are_indexed(load) -> None:
+    text = BASE.replace("data: {path: d.json}", "data: [{path: a}, {path: b}]")
+    config = load(text, "data.1.max_rows=5", "seed=1", "seed=2", "lora=null")
+    assert [source.max_rows for source in config.data] == [None, 5]
+    assert config.seed == 2
+    assert config.lora is None
+
+
+@pytest.mark.parametrize("kind", [TrainConfig, AlignConfig])
+def test_the_resolved_config_reads_back(load, kind) -> None:
+    config = load(BASE + "training: {learning_rate: 5e-5}\n", kind=kind)
+    assert load(dump_yaml(config), kind=kind) == config
+
+
+def test_machine_and_output_are_no_science(load) -> None:
+    one = load(BASE)
+    other = load(BASE, "machine.micro_batch_size=2", "machine.dtype=float32", "output=p")
+    assert one.science() == other.science()
+    assert one.science() != load(BASE, "seed=1").science()
+
+
+def test_every_key_is_described() -> None:
+    def walk(kind) -> None:
+        for name, field in kind.model_fields.items():
+            inner = [field.annotation, *getattr(field.annotation, "__args__", ())]
+            sections = [i for i in inner if hasattr(i, "model_fields")]
+            assert field.description or sections, f"{kind.__name__}.{name}"
+            for section in sections:
+                walk(section)
+
+    walk(TrainConfig)
+    walk(AlignConfig)
