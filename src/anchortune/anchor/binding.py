@@ -1,4 +1,4 @@
-"""Which weights of a live model an anchor speaks of: matched by layer and by name, never by place."""
+"""Which weights of a live model an anchor speaks of: matched by layer and name, never by place."""
 
 from __future__ import annotations
 

@@ -154,8 +154,8 @@ class Penalty:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             held.append(parameter.grad)
-            added.append(gradient.to(parameter.grad.dtype))
-        torch._foreach_add_(held, added, alpha=lam * grad_scale)
+            added.append((gradient * (lam * grad_scale)).to(parameter.grad.dtype))
+        torch._foreach_add_(held, added)
         return value
 
     @torch.no_grad()
