@@ -1,0 +1,159 @@
+"""A ``.gguf`` file: named as Hugging Face names it, dequantised one tensor at a time."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from anchortune.checkpoints.checkpoint import Checkpoint, StoredTensor
+from anchortune.checkpoints.tensor_file import RawTensor, tensor_digest
+from anchortune.errors import CheckpointError
+from anchortune.files import sha256_file
+
+_FAMILIES = {
+    "llama": ("llama", "mistral"),
+    "qwen2": ("qwen2",),
+    "qwen3": ("qwen3",),
+    "gemma": ("gemma",),
+    "gemma2": ("gemma2",),
+    "gemma3": ("gemma3_text", "gemma3"),
+    "phi3": ("phi3",),
+}
+"""Architectures whose layers map one to one, and the model types that they may be."""
+_TOP = {"token_embd": "model.embed_tokens", "output": "lm_head"}
+_BLOCK = {
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_qkv": "self_attn.qkv_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+    "ffn_gate_exps": "mlp.experts.gate_proj",
+    "ffn_up_exps": "mlp.experts.up_proj",
+    "ffn_down_exps": "mlp.experts.down_proj",
+}
+_WHOLE = ("F32", "F16", "BF16", "F64")
+
+
+def hf_name(name: str, architecture: str) -> str | None:
+    """The Hugging Face name of a GGUF tensor, or None for one that is no linear layer."""
+    if name.removesuffix(".weight") in _TOP:
+        return _TOP[name.removesuffix(".weight")] + ".weight"
+    match = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", name)
+    if match is None or match[2] not in _BLOCK:
+        return None
+    part = _BLOCK[match[2]]
+    if architecture == "phi3" and match[2] == "ffn_up":
+        part = "mlp.gate_up_proj"  # Phi-3's gate and up are one tensor, in that order
+    return f"model.layers.{match[1]}.{part}.weight"
+
+
+def unpermute(weight: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
+    """Rows of a Llama q or k in Hugging Face's order again (llama.cpp interleaves halves)."""
+    half = weight.shape[0] // heads // 2
+    return weight.reshape(heads, half, 2, -1).swapaxes(1, 2).reshape(weight.shape)
+
+
+@dataclass
+class GgufCheckpoint(Checkpoint):
+    """A GGUF file as a checkpoint of float32 tensors."""
+
+    kind: str = "gguf"
+
+    def __post_init__(self) -> None:
+        from gguf import GGUFReader
+
+        try:
+            self._reader = GGUFReader(self.path)
+        except (ValueError, OSError, IndexError, KeyError, OverflowError) as error:
+            raise CheckpointError(
+                f"{self.path} is no whole GGUF file ({error}): get it again"
+            ) from error
+        self._architecture = str(self._field("general.architecture"))
+        if self._architecture not in _FAMILIES:
+            raise CheckpointError(
+                f"{self.label} is a GGUF of architecture {self._architecture!r}, whose tensors "
+                f"anchortune cannot name (it can: {', '.join(_FAMILIES)}): give the safetensors"
+            )
+        licence = self._field("general.license")
+        self.licence = self.licence or (str(licence) if licence else None)
+        self._raw = {}
+        self._stored = {}
+        for tensor in self._reader.tensors:
+            name = hf_name(tensor.name, self._architecture)
+            if name is None:
+                continue
+            shape = tuple(int(n) for n in reversed(tensor.shape.tolist()))
+            self._raw[name] = tensor
+            # The dtype is that of the values as given out; `quantisation` says how they are held.
+            self._stored[name] = StoredTensor(name, "F32", shape)
+        self.config = {"tie_word_embeddings": "lm_head.weight" not in self._stored}
+
+    def _field(self, name: str) -> Any:
+        field = self._reader.get_field(name)
+        return None if field is None else field.contents()
+
+    @property
+    def tensors(self) -> Mapping[str, StoredTensor]:
+        """Every linear layer's and embedding's weight by its Hugging Face name."""
+        return self._stored
+
+    @property
+    def families(self) -> frozenset[str]:
+        """The model types that share its architecture."""
+        return frozenset(_FAMILIES[self._architecture])
+
+    def quantisation(self, name: str) -> str:
+        """How a tensor is held: ``Q4_K``, ``F16`` and so on."""
+        return str(self._raw[name].tensor_type.name)
+
+    @property
+    def is_quantised(self) -> bool:
+        """Whether any of its weights is held in fewer than 16 bits."""
+        return any(self.quantisation(name) not in _WHOLE for name in self._stored)
+
+    def file_sha256(self) -> str:
+        """The SHA-256 of the whole file, which a record of training from it holds."""
+        return sha256_file(self.path)
+
+    def read(self, name: str) -> RawTensor:
+        """One tensor, dequantised to float32, its rows in Hugging Face's order.
+
+        Raises:
+            CheckpointError: there is no such tensor, or its quantisation is one that the gguf
+                library cannot undo.
+        """
+        from gguf import dequantize
+
+        if name not in self._raw:
+            raise CheckpointError(f"{self.label} has no tensor {name!r}")
+        tensor = self._raw[name]
+        kind = self.quantisation(name)
+        try:
+            value = dequantize(tensor.data, tensor.tensor_type)
+        except NotImplementedError as error:
+            raise CheckpointError(
+                f"{self.label}: {name!r} is held as {kind}, which the gguf library cannot read"
+            ) from error
+        shape = self._stored[name].shape
+        value = np.asarray(value, dtype=np.float32).reshape(shape)
+        if self._architecture == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
+            value = unpermute(value, self._heads(name))
+        digest = tensor_digest(name, kind, shape, np.ascontiguousarray(tensor.data))
+        self.digests[name] = digest
+        return RawTensor(torch.from_numpy(np.array(value, copy=True)), digest)
+
+    def _heads(self, name: str) -> int:
+        heads = self._field("llama.attention.head_count")
+        if name.endswith("k_proj.weight"):
+            heads = self._field("llama.attention.head_count_kv") or heads
+        if not isinstance(heads, int) or heads < 1:
+            raise CheckpointError(f"{self.label} does not say how many heads it has: get it again")
+        return heads

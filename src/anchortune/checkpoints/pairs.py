@@ -1,0 +1,216 @@
+"""Two checkpoints -> dW of one module after another, matched by name, never a model."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from anchortune.checkpoints.adapter import AdapterCheckpoint, LowRank
+from anchortune.checkpoints.checkpoint import Checkpoint
+from anchortune.checkpoints.gguf_file import GgufCheckpoint
+from anchortune.checkpoints.names import (
+    Targets,
+    pair_names,
+    parse_targets,
+    refuse_fused_mismatch,
+    select,
+)
+from anchortune.errors import CheckpointError, PairError
+
+logger = logging.getLogger(__name__)
+
+SAME_FRAC = 1e-8
+"""Below this share of ``‖W‖_F`` a difference is none: the weights are the same."""
+
+
+@dataclass(frozen=True)
+class ModulePair:
+    """One module: its name, its tensors on both sides, and its stored shape and dtypes."""
+
+    name: str
+    aligned: str
+    base: str
+    shape: tuple[int, int]
+    aligned_dtype: str
+    base_dtype: str
+    transposed: bool
+
+
+@dataclass(frozen=True)
+class Delta:
+    """``dW`` of one module: dense (d_out, d_in), or an exact low-rank product."""
+
+    pair: ModulePair
+    dense: Tensor | None = None
+    product: LowRank | None = None
+
+
+@dataclass
+class Pairing:
+    """Two checkpoints that fit, and the modules to subtract."""
+
+    aligned: Checkpoint
+    base: Checkpoint
+    modules: list[ModulePair]
+    notes: list[str] = field(default_factory=list)
+
+    def deltas(self) -> Iterator[Delta]:
+        """``dW = aligned - base`` of each module in turn.
+
+        The subtraction is in float32, or in float64 where both sides are; one pair of tensors is
+        in memory at a time. The base's tensors are read (and hashed) under an adapter too, so
+        that the anchor says which weights it was made for.
+
+        Raises:
+            PairError: NaN or Inf in a tensor (named).
+        """
+        for pair in self.modules:
+            if isinstance(self.aligned, AdapterCheckpoint):
+                self.base.read(f"{pair.base}.weight")
+                product = self.aligned.delta(pair.aligned, pair.transposed)
+                _refuse_not_finite(product.left, self.aligned, f"{pair.aligned} (LoRA)")
+                _refuse_not_finite(product.right, self.aligned, f"{pair.aligned} (LoRA)")
+                yield Delta(pair, product=product)
+                continue
+            dtypes = {pair.aligned_dtype, pair.base_dtype}
+            working = torch.float64 if dtypes == {"F64"} else torch.float32
+            delta = self.aligned.read(f"{pair.aligned}.weight").value.to(working)
+            other = self.base.read(f"{pair.base}.weight").value
+            delta -= other
+            if not bool(torch.isfinite(delta).all()):
+                _refuse_not_finite(other, self.base, pair.base)
+                _refuse_not_finite(delta, self.aligned, pair.aligned)
+            del other
+            yield Delta(pair, dense=delta)
+            del delta
+
+
+def _refuse_not_finite(tensor: Tensor, checkpoint: Checkpoint, name: str) -> None:
+    if not bool(torch.isfinite(tensor).all()):
+        raise PairError(f"{checkpoint.label}: {name!r} holds NaN or Inf: the checkpoint is broken")
+
+
+def pair_checkpoints(aligned: Checkpoint, base: Checkpoint, targets: Targets) -> Pairing:
+    """The modules of both checkpoints that ``targets`` mean, from names and headers alone.
+
+    Raises:
+        CheckpointError: a target that matches nothing or cannot be anchored.
+        PairError: different families, shapes or names, or two quantised files.
+    """
+    targets = parse_targets(targets)
+    if isinstance(base, AdapterCheckpoint):
+        raise PairError(
+            f"{base.label} is a LoRA adapter, and the base must be whole weights: "
+            "merge it into its own base first"
+        )
+    if isinstance(aligned, AdapterCheckpoint):
+        return _pair_adapter(aligned, base, targets)
+    _refuse_families(aligned, base)
+    notes = _check_quantised(aligned, base)
+    chosen = select(aligned, targets)
+    refuse_fused_mismatch(aligned, base, chosen)
+    mapping = pair_names(chosen, select(base, targets), (aligned.label, base.label))
+    modules = []
+    for mine, theirs in mapping.items():
+        here, there = aligned.tensors[f"{mine}.weight"], base.tensors[f"{theirs}.weight"]
+        if here.shape != there.shape:
+            raise PairError(
+                f"{mine!r} is {_times(here.shape)} in {aligned.label} but {_times(there.shape)} in "
+                f"{base.label}: they are of different sizes"
+            )
+        shape = (here.shape[0], here.shape[1])
+        transposed = aligned.is_conv1d(mine)
+        modules.append(ModulePair(mine, mine, theirs, shape, here.dtype, there.dtype, transposed))
+    return Pairing(aligned, base, modules, notes)
+
+
+def _pair_adapter(aligned: AdapterCheckpoint, base: Checkpoint, targets: Targets) -> Pairing:
+    chosen = aligned.select(targets)
+    endings = [name for name in base.tensors if name.endswith(".weight")]
+    present = {name.removesuffix(".weight") for name in endings}
+    wanted = [name for name in chosen if name in present]
+    if len(wanted) == len(chosen):
+        mapping = {name: name for name in chosen}
+    else:
+        mapping = pair_names(chosen, _alike(chosen, present), (aligned.label, base.label))
+    modules = []
+    for mine, theirs in mapping.items():
+        there = base.tensors[f"{theirs}.weight"]
+        transposed = aligned.is_transposed(mine, there.shape)
+        aligned.scale(mine)  # refuses a rank that the config does not agree with
+        shape = (there.shape[0], there.shape[1])
+        dtype = aligned.tensors[aligned.modules()[mine][0]].dtype
+        modules.append(ModulePair(theirs, mine, theirs, shape, dtype, there.dtype, transposed))
+    notes = aligned.note_unanchored(chosen)
+    declared = aligned.declared_base
+    if (
+        declared
+        and declared.rstrip("/").rsplit("/", 1)[-1] != base.path.name
+        and (declared != base.label)
+    ):
+        notes.append(f"adapter {aligned.label} names {declared} as its base, not {base.label}")
+        logger.info(notes[-1])
+    return Pairing(aligned, base, modules, notes)
+
+
+def _alike(chosen: list[str], present: set[str]) -> list[str]:
+    """The base's modules that end as a chosen one does, or that a chosen one ends as."""
+    return sorted(
+        name
+        for name in present
+        if any(name == c or name.endswith("." + c) or c.endswith("." + name) for c in chosen)
+    )
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return " × ".join(map(str, shape))
+
+
+def _refuse_families(aligned: Checkpoint, base: Checkpoint) -> None:
+    mine, theirs = aligned.families, base.families
+    if mine and theirs and not mine & theirs:
+        raise PairError(
+            f"{aligned.label} is a {'/'.join(sorted(mine))} but {base.label} is a "
+            f"{'/'.join(sorted(theirs))}: an anchor needs two checkpoints of one family"
+        )
+
+
+def _check_quantised(aligned: Checkpoint, base: Checkpoint) -> list[str]:
+    """Refuses two quantised files; states what one against a folder presupposes."""
+    quantised = [
+        side for side in (aligned, base) if isinstance(side, GgufCheckpoint) and side.is_quantised
+    ]
+    if not quantised:
+        return []
+    if len(quantised) == 2:
+        raise PairError(
+            f"{aligned.label} and {base.label} are both quantised: the difference would be their "
+            "rounding noise, so give the unquantised checkpoint of at least the aligned side"
+        )
+    file = quantised[0]
+    folder = base if file is aligned else aligned
+    if isinstance(file, GgufCheckpoint) and _trained_from(folder, file):
+        return []
+    note = (
+        f"{file.label} is quantised and {folder.label} is not: this anchor is right only if the "
+        "latter was trained from that very file, else the file's rounding is part of the direction"
+    )
+    logger.warning(note)
+    return [note]
+
+
+def _trained_from(folder: Checkpoint, file: GgufCheckpoint) -> bool:
+    """Whether ``record.json`` in the folder says that its training started from ``file``."""
+    path = folder.path / "record.json"
+    if not path.is_file():
+        return False
+    try:
+        record = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
+    return file.file_sha256() in json.dumps(record)

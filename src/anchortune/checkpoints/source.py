@@ -1,0 +1,119 @@
+"""What the user named -> a checkpoint: a folder, a Hub id, a ``.gguf`` file, or a LoRA adapter."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from anchortune.checkpoints.adapter import ADAPTER_CONFIG, AdapterCheckpoint
+from anchortune.checkpoints.checkpoint import Checkpoint, FolderCheckpoint, read_config
+from anchortune.checkpoints.gguf_file import GgufCheckpoint
+from anchortune.errors import CheckpointError
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_WANTED = ["*.safetensors", "*.json", "README.md"]
+_UNWANTED = ["*/*", "consolidated*"]
+
+
+def open_checkpoint(
+    name: str | Path, *, revision: str | None = None, token: str | bool | None = None
+) -> Checkpoint:
+    """The checkpoint that ``name`` means; only headers are read.
+
+    A local path goes before a Hub id of the same spelling. From the Hub only safetensors and JSON
+    files and the card are fetched, never code or pickle; offline mode and the cache are respected.
+
+    Args:
+        name: a folder, a ``.gguf`` file, or ``org/name`` on the Hub.
+        revision: a branch, tag or commit, for a Hub id.
+        token: the Hub's, where the repository needs one.
+
+    Raises:
+        CheckpointError: there is no such thing, or it cannot be read safely.
+    """
+    path = Path(name).expanduser()
+    if not path.exists() and _HUB_ID.fullmatch(str(name)) and path.suffix != ".gguf":
+        folder = _snapshot(str(name), revision, token)
+        return _open_folder(folder, str(name), folder.name)
+    if revision is not None:
+        raise CheckpointError(f"{name} is no Hub id, so it has no revision: leave revision out")
+    if path.is_dir():
+        return _open_folder(path, str(name), None)
+    if path.suffix == ".gguf" and path.is_file():
+        return GgufCheckpoint(label=str(name), path=path)
+    if path.is_file():
+        raise CheckpointError(f"{name} is a file: give the folder it is in, or a .gguf file")
+    raise CheckpointError(f"{name} is no folder or .gguf file here, nor a Hub id (org/name)")
+
+
+def _open_folder(folder: Path, label: str, revision: str | None) -> Checkpoint:
+    shared: dict[str, Any] = {
+        "label": label,
+        "path": folder,
+        "revision": revision,
+        "licence": _licence(folder),
+    }
+    if (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file():
+        return AdapterCheckpoint(**shared)
+    if (folder / "adapter_model.safetensors").is_file() and (folder / ADAPTER_CONFIG).is_file():
+        raise CheckpointError(
+            f"{label} is both a model ({'config.json'}) and an adapter ({ADAPTER_CONFIG}): "
+            "give a folder that holds just one"
+        )
+    return FolderCheckpoint(config=read_config(folder), **shared)
+
+
+def _snapshot(repo_id: str, revision: str | None, token: str | bool | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        folder = snapshot_download(
+            repo_id,
+            revision=revision,
+            token=token,
+            allow_patterns=_WANTED,
+            ignore_patterns=_UNWANTED,
+        )
+    except RevisionNotFoundError as error:
+        raise CheckpointError(f"{repo_id} has no revision {revision!r} on the Hub") from error
+    except RepositoryNotFoundError as error:
+        raise CheckpointError(
+            f"{repo_id} is neither a folder here nor a model on the Hub that this token may read"
+        ) from error
+    except LocalEntryNotFoundError as error:
+        raise CheckpointError(
+            f"{repo_id} is no folder here, and the Hub cannot be reached (offline?): "
+            "give a local folder"
+        ) from error
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise CheckpointError(f"{repo_id} could not be fetched from the Hub: {error}") from error
+    return Path(folder)
+
+
+def _licence(folder: Path) -> str | None:
+    """``license`` (or ``license_name``) from the front matter of the model card, if it says."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return None
+    match = re.match(r"---\s*\n(.*?)\n---", card.read_text("utf-8", errors="replace"), re.DOTALL)
+    if match is None:
+        return None
+    try:
+        front = yaml.safe_load(match[1])
+    except yaml.YAMLError:
+        return None
+    if not isinstance(front, dict):
+        return None
+    value = front.get("license")
+    if value == "other":
+        value = front.get("license_name") or value
+    return str(value) if value else None

@@ -1,0 +1,144 @@
+"""Safetensors files read by hand: headers validated in full, then one tensor at a time.
+
+Tensors are read into memory of their own rather than mapped, so that a process holds what it is
+working on and nothing else, and so that a file cut short is an error and not a bus fault.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from anchortune.errors import CheckpointError
+
+_MAX_HEADER_BYTES = 100 << 20
+DTYPE_BYTES = {
+    **{"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1},
+    **{"BOOL": 1, "U16": 2, "U32": 4, "U64": 8, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "C64": 8},
+}
+FLOAT_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where one tensor lies: its file, the safetensors dtype, shape, and byte range."""
+
+    name: str
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
+class RawTensor:
+    """One tensor as stored, with the digest of its name, dtype, shape and bytes."""
+
+    value: Tensor
+    digest: str
+
+
+def tensor_digest(name: str, dtype: str, shape: tuple[int, ...], data: Any) -> str:
+    """The SHA-256 of one tensor: its name, dtype and shape, then its bytes as stored."""
+    digest = hashlib.sha256(json.dumps([name, dtype, list(shape)]).encode())
+    digest.update(data)
+    return digest.hexdigest()
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key occurs twice")
+    return found
+
+
+def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """The tensors of a safetensors file by name, and its string metadata.
+
+    Raises:
+        CheckpointError: the file is not there, not safetensors, cut short or padded, or its header
+            gives a tensor an unknown dtype, a size that does not fit, or bytes of another's.
+    """
+
+    def broken(why: str) -> CheckpointError:
+        return CheckpointError(f"{path} is not a whole safetensors file ({why}): get it again")
+
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if size < 8 or length > _MAX_HEADER_BYTES or 8 + length > size:
+                raise broken("its header is longer than the file")
+            header = json.loads(stream.read(length), object_pairs_hook=_no_duplicates)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise broken(f"its header is no JSON: {error}") from error
+    if not isinstance(header, dict):
+        raise broken("its header is no JSON object")
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise broken("its metadata is no map of strings")
+    start = 8 + length
+    tensors = {name: _entry(name, value, path, start) for name, value in header.items()}
+    position = start
+    for info in sorted(tensors.values(), key=lambda info: (info.begin, info.end)):
+        if info.begin != position:
+            raise broken(f"tensor {info.name!r} does not start where the one before it ends")
+        position = info.end
+    if position != size:
+        raise broken(f"its tensors end at byte {position}, the file at {size}")
+    return tensors, metadata
+
+
+def _entry(name: str, value: Any, path: Path, start: int) -> TensorInfo:
+    def broken(why: str) -> CheckpointError:
+        return CheckpointError(
+            f"{path} is not a whole safetensors file (tensor {name!r}: {why}): get it again"
+        )
+
+    try:
+        dtype, shape, (begin, end) = value["dtype"], tuple(value["shape"]), value["data_offsets"]
+    except (TypeError, KeyError, ValueError) as error:
+        raise broken("its entry lacks dtype, shape or data_offsets") from error
+    numbers = [*shape, begin, end]
+    if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in numbers):
+        raise broken("its shape or offsets are no natural numbers")
+    if dtype not in DTYPE_BYTES:
+        raise broken(f"its dtype {dtype!r} is unknown")
+    expected = math.prod(shape) * DTYPE_BYTES[dtype]
+    if end - begin != expected:
+        raise broken(f"it has {end - begin} bytes where {dtype} {list(shape)} needs {expected}")
+    return TensorInfo(name, path, dtype, shape, start + begin, start + end)
+
+
+def read_tensor(info: TensorInfo, *, hashed: bool = True) -> RawTensor:
+    """One floating-point tensor in its stored dtype, in memory of its own.
+
+    Raises:
+        CheckpointError: the dtype is not F64, F32, F16 or BF16, or the file has changed.
+    """
+    if info.dtype not in FLOAT_DTYPES:
+        raise CheckpointError(f"{info.file}: tensor {info.name!r} is {info.dtype}, not a float")
+    with info.file.open("rb") as stream:
+        stream.seek(info.begin)
+        data = np.fromfile(stream, dtype=np.uint8, count=info.end - info.begin)
+    if data.size != info.end - info.begin:
+        raise CheckpointError(f"{info.file} was cut short while it was read: get it again")
+    digest = tensor_digest(info.name, info.dtype, info.shape, data) if hashed else ""
+    value = torch.from_numpy(data).view(FLOAT_DTYPES[info.dtype]).reshape(info.shape)
+    return RawTensor(value, digest)
