@@ -27,7 +27,7 @@ def load(tmp_path: Path):
     ("text", "overrides", "message"),
     [
         (BASE + "trainig: {}", [], "unknown key 'trainig'; did you mean 'training'?"),
-        (BASE, ["training.learning_rat=3"], "'training.learning_rat'; did you mean 'learning_rate'"),
+        (BASE, ["training.learning_rat=3"], "learning_rat'; did you mean 'learning_rate'"),
         (BASE, ["data.formt=auto"], "unknown key 'data.0.formt'; did you mean 'format'?"),
         (BASE, ["machine.zzz=1"], "unknown key 'machine.zzz'; known here: device, dtype"),
         (BASE, ["training.learning_rate=abc"],

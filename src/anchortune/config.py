@@ -89,6 +89,10 @@ class PenaltySection(Section):
         None,
         description="For `lam: auto`: the share of the update's energy allowed to be punished.",
     )
+    allow_other_start: bool = Field(
+        False,
+        description="Train a start model whose weights are not those the anchor was built from.",
+    )
 
     @model_validator(mode="after")
     def _budget_needs_auto(self) -> PenaltySection:

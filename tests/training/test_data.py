@@ -76,10 +76,12 @@ def test_a_line_separator_inside_a_text_is_no_new_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "name", "expected"),
     [
-        ({"prompt": "p", "completion": "c"}, "prompt_completion", [("user", "p"), ("assistant", "c")]),
+        ({"prompt": "p", "completion": "c"}, "prompt_completion",
+         [("user", "p"), ("assistant", "c")]),
         ({"prompt": "p", "response": "c", "label": "x"}, "prompt_completion",
          [("user", "p"), ("assistant", "c")]),
-        ({"question": "p", "answer": "c"}, "prompt_completion", [("user", "p"), ("assistant", "c")]),
+        ({"question": "p", "answer": "c"}, "prompt_completion",
+         [("user", "p"), ("assistant", "c")]),
         ({"instruction": "p", "context": "x", "response": "c"}, "instruction",
          [("user", "p\nx"), ("assistant", "c")]),
         ({"system": "s", "instruction": "p", "output": "c"}, "instruction",
@@ -90,7 +92,8 @@ def test_a_line_separator_inside_a_text_is_no_new_line(tmp_path: Path) -> None:
          "messages", [("user", "p"), ("assistant", "c")]),
         ({"prompt": [{"role": "user", "content": "p"}],
           "completion": [{"role": "assistant", "content": "c"}]},
-         "prompt_completion", [("user", "p"), ("assistant", "c")]),
+         "prompt_completion",
+         [("user", "p"), ("assistant", "c")]),
     ],
 )  # fmt: skip
 def test_every_format_is_detected(tmp_path: Path, row, name, expected) -> None:
@@ -109,7 +112,10 @@ def test_columns_can_be_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"columns": {"prompt": "gaol"}}, "no column 'gaol' (named for prompt); it has goal, target"),
+        (
+            {"columns": {"prompt": "gaol"}},
+            "no column 'gaol' (named for prompt); it has goal, target",
+        ),
         ({}, "its columns (goal, target) fit no format"),
         ({"columns": {"promt": "goal", "completion": "target"}}, "fit no format"),
         ({"format": "messages"}, "fit no format (messages: messages)"),
@@ -235,7 +241,9 @@ def test_missing_files_folders_and_datasets_are_told_apart(tmp_path: Path) -> No
         load(tmp_path / "none.json")
     with pytest.raises(DataError, match="is a folder; name a file"):
         load(tmp_path)
-    with pytest.raises(DataError, match="neither a file here nor a Hub dataset with a split 'train'"):
+    with pytest.raises(
+        DataError, match="neither a file here nor a Hub dataset with a split 'train'"
+    ):
         load_source(DataSection(path="nobody/nothing"), 0)
 
 

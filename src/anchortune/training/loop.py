@@ -62,7 +62,7 @@ def arguments(
     warmup = math.ceil(training.warmup_frac * total_steps(config, rows))
     if warmup and schedule == "constant":
         schedule = "constant_with_warmup"
-    return {
+    options = {
         "output_dir": str(checkpoints),
         "per_device_train_batch_size": micro,
         "per_device_eval_batch_size": micro,
@@ -78,10 +78,6 @@ def arguments(
         "bf16": numbers.compute == torch.bfloat16,
         "fp16": numbers.compute == torch.float16,
         "use_cpu": numbers.device.type == "cpu",
-        "gradient_checkpointing": machine.gradient_checkpointing,
-        "gradient_checkpointing_kwargs": {"use_reentrant": False}
-        if machine.gradient_checkpointing
-        else None,
         "dataloader_num_workers": machine.workers,
         "dataloader_pin_memory": numbers.device.type == "cuda",
         "logging_strategy": "steps",
@@ -100,6 +96,10 @@ def arguments(
         "seed": config.seed,
         "data_seed": config.seed,
     }
+    if machine.gradient_checkpointing:  # not mentioned otherwise: the name is being replaced
+        options["gradient_checkpointing"] = True
+        options["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
+    return options
 
 
 def single_device(args: Any) -> Any:

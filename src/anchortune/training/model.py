@@ -283,10 +283,10 @@ def add_lora(model: Any, lora: LoraSection, seed: int) -> Any:
 
 
 def identity(section: ModelSection) -> dict[str, Any]:
-    """Which weights a model section names: path, revision and a hash of the files' content.
+    """Which weights a model section names: path, revision, and hashes of the files' content.
 
-    The hash is the SHA-256 over the SHA-256 of each weights file, in order of name, so that it
-    does not depend on where the files lie.
+    ``sha256`` is taken over the SHA-256 of each weights file, in order of name, so that it does
+    not depend on where the files lie; for one file, ``files`` holds its own as well.
     """
     place = locate(section)
     found: dict[str, Any] = {"path": section.path, "revision": section.revision}
@@ -297,20 +297,21 @@ def identity(section: ModelSection) -> dict[str, Any]:
         if not folder.is_dir():
             folder, found["revision"] = _snapshot(section)
         files = sorted(file for pattern in _WEIGHTS for file in folder.glob(pattern))
-    found["sha256"] = _hash(files)
+    hashes = {file.name: sha256_file(file) for file in files}
+    found["files"] = hashes
+    found["sha256"] = _hash(hashes)
     if section.adapter is not None:
         adapter = Path(section.adapter).expanduser()
         found["adapter"] = {"path": section.adapter}
         if adapter.is_dir():
-            found["adapter"]["sha256"] = _hash(sorted(adapter.glob("adapter_model.safetensors")))
+            weights = sorted(adapter.glob("adapter_model.safetensors"))
+            found["adapter"]["sha256"] = _hash({file.name: sha256_file(file) for file in weights})
     return found
 
 
-def _hash(files: list[Path]) -> str:
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(sha256_file(file).encode())
-    return digest.hexdigest()
+def _hash(hashes: dict[str, str]) -> str:
+    """Over the files' hashes, in order of name."""
+    return hashlib.sha256("".join(hashes[name] for name in sorted(hashes)).encode()).hexdigest()
 
 
 def _snapshot(section: ModelSection) -> tuple[Path, str]:

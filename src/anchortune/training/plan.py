@@ -11,6 +11,13 @@ from typing import TYPE_CHECKING, Any
 from anchortune.config import AlignConfig, DataSection, PenaltySection, TrainConfig
 from anchortune.errors import DataError, TrainingError
 from anchortune.training import loop
+from anchortune.training.anchored import (
+    UNVERIFIED,
+    check_fit,
+    check_start,
+    load_anchor,
+    settings,
+)
 from anchortune.training.batches import PreferenceData, TokenisedData, preferences, tokenise
 from anchortune.training.estimate import Estimate, estimate
 from anchortune.training.folder import RunFolder, State
@@ -114,11 +121,10 @@ class Plan:
         penalty = self.penalty
         if penalty is None:
             return []
-        unset = "the library's default"
+        resolved = settings(penalty)
         return [
-            f"penalty {penalty.anchor}: operator {penalty.operator or unset}, side {penalty.side}, "
-            f"{'scaled' if penalty.scaled else 'unscaled'}, lam "
-            f"{unset if penalty.lam is None else penalty.lam}"
+            f"penalty {penalty.anchor}: operator {resolved['operator']}, side {penalty.side}, "
+            f"{'scaled' if penalty.scaled else 'unscaled'}, lam {resolved['lam']}"
         ]
 
     def summary(self) -> dict[str, Any]:
@@ -167,15 +173,18 @@ def plan_stage(config: TrainConfig | AlignConfig) -> Plan:
         _disjoint(data, eval_data)
     model = identity(config.model)
     folder = RunFolder(config.output, _identity(config, model, data, eval_data))
-    anchor, facts = _anchor(config)
+    anchor, facts = load_anchor(config)
     folder.identity["anchor"] = None if facts is None else facts["sha256"]
     state = folder.state()
     total = sum(parameter.numel() for parameter in skeleton.parameters())
     notes: list[str] = []
     if config.lora is not None:
         skeleton = add_lora(skeleton, config.lora, config.seed)
-    if anchor is not None:
-        notes += _check_anchor(anchor, skeleton, model)
+    if anchor is not None and facts is not None and isinstance(config, TrainConfig):
+        notes += check_fit(anchor, skeleton, config.penalty or PenaltySection(anchor=""))
+        facts["start"] = check_start(anchor, config)
+        if facts["start"] == UNVERIFIED:
+            notes.append("the anchor's parents could not be compared with the start model")
     trained = sum(p.numel() for p in skeleton.parameters() if p.requires_grad)
     cost = _cost(config, numbers, skeleton, trained, data)
     _check_disk(folder, cost)
@@ -235,43 +244,6 @@ def _identity(
             "eval_data": checks,
         },
     }
-
-
-def _anchor(config: TrainConfig | AlignConfig) -> tuple[Anchor | None, dict[str, Any] | None]:
-    if not isinstance(config, TrainConfig) or config.penalty is None:
-        return None, None
-    from pathlib import Path
-
-    from anchortune.anchor.anchor import Anchor
-
-    section = config.penalty
-    path = Path(section.anchor).expanduser()
-    if path.exists() or path.suffix == ".safetensors":
-        anchor = Anchor.load(path)
-    else:
-        anchor = Anchor.from_pretrained(section.anchor, revision=section.revision)
-    return anchor, {
-        "path": section.anchor,
-        "revision": section.revision,
-        "sha256": anchor.sha256,
-        "modules": len(anchor.modules),
-    }
-
-
-def _check_anchor(anchor: Anchor, skeleton: Any, model: dict[str, Any]) -> list[str]:
-    """Notes on how the anchor fits the model.
-
-    Raises:
-        AnchorError: it does not.
-    """
-    from anchortune.anchor.binding import cover
-
-    coverage = cover(skeleton, anchor.modules)
-    notes = list(coverage.notes)
-    if coverage.unpenalised:
-        named = ", ".join(coverage.unpenalised[:6])
-        notes.append(f"{len(coverage.unpenalised)} trained parameters go unpenalised: {named}")
-    return notes
 
 
 def _cost(

@@ -14,6 +14,7 @@ from anchortune.config_io import dump_yaml
 from anchortune.files import atomic_directory, sha256_file, write_text
 from anchortune.record import Record, now, platform_facts, read_record, versions, write_record
 from anchortune.training import loop
+from anchortune.training.anchored import settings
 from anchortune.training.batches import Collator, PreferenceData, Sequences, TokenisedData
 from anchortune.training.folder import State
 from anchortune.training.model import add_lora, load_model, lora_config
@@ -86,6 +87,8 @@ def run_stage(plan: Plan) -> Record:
         versions=versions(),
         platform=platform_facts(),
     )
+    # Beside the result too, so that it keeps its provenance when it is moved or shared alone.
+    write_record(plan.folder.path / outputs["path"], record)
     write_record(plan.folder.path, record)
     if not plan.config.machine.keep_checkpoints:
         shutil.rmtree(plan.folder.checkpoints, ignore_errors=True)
@@ -136,8 +139,9 @@ def _dpo_trainer(plan: Plan, model: Any, options: dict[str, Any]) -> Any:
 
     config = plan.config
     beta = config.dpo.beta if isinstance(config, AlignConfig) else 0.1
-    options = {**options, "label_names": None, "gradient_checkpointing": False}
-    options |= {"gradient_checkpointing": config.machine.gradient_checkpointing, "beta": beta}
+    # TRL turns checkpointing on by itself; here the config says.
+    checkpointing = config.machine.gradient_checkpointing
+    options |= {"label_names": None, "gradient_checkpointing": checkpointing, "beta": beta}
     lora = lora_config(model, config.lora) if config.lora is not None else None
     evaluated = plan.eval_data
     return DPOTrainer(
@@ -158,19 +162,11 @@ def attach_penalty(plan: Plan, trainer: Any) -> dict[str, Any] | None:
     section = plan.penalty
     if section is None or plan.anchor is None:
         return None
-    from anchortune.anchor.penalty import DEFAULT_LAM, DEFAULT_OPERATOR
     from anchortune.training.seam import attach
 
-    settings: dict[str, Any] = {
-        "operator": section.operator or DEFAULT_OPERATOR,
-        "lam": DEFAULT_LAM if section.lam is None else section.lam,
-        "side": section.side,
-        "scaled": section.scaled,
-        "rank": section.rank,
-        "off_budget": section.off_budget,
-    }
-    attach(trainer, plan.anchor, **settings)
-    return settings
+    resolved = settings(section)
+    attach(trainer, plan.anchor, **resolved)
+    return resolved
 
 
 def _metrics(plan: Plan, trainer: Any) -> dict[str, Any]:
@@ -200,9 +196,9 @@ def _save(plan: Plan, model: Any) -> dict[str, Any]:
         if plan.config.lora is None:
             model.save_pretrained(temporary)
         else:
-            for settings in model.peft_config.values():
-                settings.base_model_name_or_path = plan.config.model.path
-                settings.revision = plan.config.model.revision
+            for lora in model.peft_config.values():
+                lora.base_model_name_or_path = plan.config.model.path
+                lora.revision = plan.config.model.revision
             # Embeddings are not trained, and looking whether they grew would ask the Hub.
             model.save_pretrained(temporary, save_embedding_layers=False)
         plan.template.tokenizer.save_pretrained(temporary)

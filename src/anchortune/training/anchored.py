@@ -1,0 +1,186 @@
+"""Whether an anchor belongs to the run that names it: its modules, and the weights it came from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from anchortune.config import AlignConfig, ModelSection, PenaltySection, TrainConfig
+from anchortune.errors import AnchorError, CheckpointError
+
+if TYPE_CHECKING:
+    from anchortune.anchor.anchor import Anchor
+    from anchortune.anchor.format import Identity
+
+UNVERIFIED = "unverified"
+"""The start and the anchor's parent are stored in ways that cannot be compared."""
+
+
+def load_anchor(
+    config: TrainConfig | AlignConfig,
+) -> tuple[Anchor | None, dict[str, Any] | None]:
+    """(the anchor, its identity for the record), or (None, None) without a penalty.
+
+    Raises:
+        AnchorError: there is none at that place, or it is broken.
+    """
+    if not isinstance(config, TrainConfig) or config.penalty is None:
+        return None, None
+    from anchortune.anchor.anchor import Anchor
+
+    section = config.penalty
+    path = Path(section.anchor).expanduser()
+    if path.is_file() or path.suffix == ".safetensors":
+        anchor = Anchor.load(path)
+    else:
+        anchor = Anchor.from_pretrained(section.anchor, revision=section.revision)
+    metadata = anchor.metadata
+    return anchor, {
+        "path": section.anchor,
+        "revision": section.revision,
+        "sha256": anchor.sha256,
+        "modules": len(anchor),
+        "aligned": metadata.aligned.model_dump(mode="json"),
+        "base": metadata.base.model_dump(mode="json"),
+    }
+
+
+def settings(section: PenaltySection) -> dict[str, Any]:
+    """The keywords of ``attach`` that a config's section resolves to."""
+    from anchortune.anchor.penalty import DEFAULT_LAM, DEFAULT_OPERATOR
+
+    return {
+        "operator": section.operator or DEFAULT_OPERATOR,
+        "lam": DEFAULT_LAM if section.lam is None else section.lam,
+        "side": section.side,
+        "scaled": section.scaled,
+        "rank": section.rank,
+        "off_budget": section.off_budget,
+    }
+
+
+def check_fit(anchor: Anchor, skeleton: Any, section: PenaltySection) -> list[str]:
+    """Notes on how the anchor covers what will be trained.
+
+    Args:
+        anchor: the anchor.
+        skeleton: the model with its adapter; the weights may be on the meta device.
+        section: the penalty's settings.
+
+    Raises:
+        AnchorError: an adapted module is not in it, has another shape, or the penalty would
+            vanish.
+        TrainingError: λ cannot be what is asked for.
+    """
+    from anchortune.anchor.binding import cover
+    from anchortune.anchor.penalty import bind
+    from anchortune.training.schedule import make_schedule
+
+    _materialise_adapter(skeleton)
+    asked = settings(section)
+    lam, budget = asked.pop("lam"), asked.pop("off_budget")
+    coverage = cover(skeleton, anchor.modules)
+    if any(target.adapter is not None for target in coverage.targets):
+        make_schedule(lam, budget, bind(anchor, skeleton, **asked))
+    notes = list(coverage.notes)
+    if coverage.unpenalised:
+        named = ", ".join(coverage.unpenalised[:6])
+        notes.append(f"{len(coverage.unpenalised)} trained parameters go unpenalised: {named}")
+    return notes
+
+
+def _materialise_adapter(skeleton: Any) -> None:
+    """Gives an adapter on the meta device its values at the start: B is zero."""
+    from torch import nn
+
+    for name, module in skeleton.named_modules():
+        is_factor = name.endswith((".lora_A", ".lora_B")) and isinstance(module, nn.ModuleDict)
+        if is_factor and any(parameter.is_meta for parameter in module.parameters()):
+            module.to_empty(device="cpu")
+            for parameter in module.parameters():
+                nn.init.zeros_(parameter)
+
+
+def check_start(anchor: Anchor, config: TrainConfig) -> str:
+    """Which of the anchor's parents the start model is: ``aligned``, ``base`` or ``unverified``.
+
+    With ``side: off`` the start is the aligned model; with ``side: along`` and a harmful anchor it
+    is the one that the harmful model was made from, the anchor's base.
+
+    Raises:
+        AnchorError: it is neither, or the wrong one, and ``allow_other_start`` is not set.
+    """
+    section = config.penalty or PenaltySection(anchor="")
+    metadata = anchor.metadata
+    found = {
+        "aligned": _is_start(metadata.aligned, metadata.base, anchor, config.model),
+        "base": _is_start(metadata.base, None, anchor, config.model),
+    }
+    wanted = ("aligned",) if section.side == "off" else ("aligned", "base")
+    for parent in wanted:
+        if found[parent]:
+            return parent
+    if section.allow_other_start:
+        return "other"
+    if found["base"]:
+        raise AnchorError(
+            f"model.path {config.model.path} is the base that {section.anchor} was built from, but "
+            "AsFT starts from the aligned model; name that one, or set penalty.allow_other_start."
+        )
+    if None in found.values():
+        return UNVERIFIED
+    raise AnchorError(
+        f"{section.anchor} was built from {metadata.aligned.id} and {metadata.base.id}, and "
+        f"model.path {config.model.path} holds other weights than either; build an anchor for this "
+        "model, or set penalty.allow_other_start."
+    )
+
+
+def _is_start(
+    parent: Identity, under: Identity | None, anchor: Anchor, model: ModelSection
+) -> bool | None:
+    """Whether the start model is ``parent``; None where the two cannot be compared.
+
+    Args:
+        parent: from the anchor's metadata.
+        under: what a parent that is an adapter lies on.
+        anchor: names the tensors that were read.
+        model: the start model.
+    """
+    if parent.sha256 is None:
+        return None
+    modules = list(anchor.modules)
+    if parent.kind == "lora":
+        if model.adapter is None or under is None:
+            return None
+        adapter = _digest(model.adapter, None, "lora", modules)
+        base = _is_start(under, None, anchor, model.model_copy(update={"adapter": None}))
+        return None if base is None or adapter is None else base and adapter == parent.sha256
+    if model.adapter is not None:
+        return None
+    found = _digest(model.path, model.revision, parent.kind, modules)
+    return None if found is None else found == parent.sha256
+
+
+def _digest(path: str, revision: str | None, kind: str, modules: list[str]) -> str | None:
+    """The content hash of a checkpoint's ``modules`` as an anchor's metadata has it.
+
+    None where the checkpoint is of another kind, or names its modules otherwise.
+    """
+    from anchortune.checkpoints.adapter import AdapterCheckpoint
+    from anchortune.checkpoints.source import open_checkpoint
+
+    try:
+        checkpoint = open_checkpoint(path, revision=revision)
+        if checkpoint.kind != kind:
+            return None
+        for module in modules:
+            if isinstance(checkpoint, AdapterCheckpoint):
+                if module not in checkpoint.modules():
+                    return None
+                checkpoint.delta(module, transposed=False)  # reads A, B and s
+            else:
+                checkpoint.read(f"{module}.weight")
+        return checkpoint.content_sha256()
+    except CheckpointError:
+        return None
