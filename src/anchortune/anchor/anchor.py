@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 
     from anchortune.anchor.penalty import Penalty
 
-FILE_NAME = "anchor.safetensors"
-"""What the file is called in a Hub repository."""
-
 
 class Anchor:
     """Which way safety lies in a model's weights, module by module.

@@ -23,6 +23,7 @@ from anchortune.maths.factors import (
     Rank,
     factorise_dense,
     factorise_product,
+    frobenius_norm,
 )
 
 logger = logging.getLogger(__name__)
@@ -150,9 +151,9 @@ def factorise(delta: Delta, rank: Rank, energy: float | None) -> Factors | None:
     if delta.product is not None:
         product = delta.product
         factors = factorise_product(product.left, product.right, product.scale, rank, energy)
-        return factors if factors.rank and factors.norm > 0 else None
+        return factors if factors.norm > SAME_FRAC * delta.size else None
     dense = delta.dense
-    if dense is None or not bool(dense.any()):
+    if dense is None or frobenius_norm(dense) <= SAME_FRAC * delta.size:
         return None
     with _few_threads(min(dense.shape)):
         return factorise_dense(dense, rank, energy)

@@ -21,6 +21,7 @@ from anchortune.checkpoints.names import (
     select,
 )
 from anchortune.errors import CheckpointError, PairError
+from anchortune.maths.factors import frobenius_norm
 
 logger = logging.getLogger(__name__)
 
@@ -43,9 +44,17 @@ class ModulePair:
 
 @dataclass(frozen=True)
 class Delta:
-    """``dW`` of one module: dense (d_out, d_in), or an exact low-rank product."""
+    """``dW`` of one module: dense (d_out, d_in), or an exact low-rank product.
+
+    Attributes:
+        pair: which module.
+        size: ``‖W_base‖_F``, to judge by whether ``dW`` is anything.
+        dense: ``dW`` in float32 or float64.
+        product: ``dW`` as s·B·A.
+    """
 
     pair: ModulePair
+    size: float
     dense: Tensor | None = None
     product: LowRank | None = None
 
@@ -71,11 +80,11 @@ class Pairing:
         """
         for pair in self.modules:
             if isinstance(self.aligned, AdapterCheckpoint):
-                self.base.read(f"{pair.base}.weight")
+                size = frobenius_norm(self.base.read(f"{pair.base}.weight").value)
                 product = self.aligned.delta(pair.aligned, pair.transposed)
                 _refuse_not_finite(product.left, self.aligned, f"{pair.aligned} (LoRA)")
                 _refuse_not_finite(product.right, self.aligned, f"{pair.aligned} (LoRA)")
-                yield Delta(pair, product=product)
+                yield Delta(pair, size, product=product)
                 continue
             dtypes = {pair.aligned_dtype, pair.base_dtype}
             working = torch.float64 if dtypes == {"F64"} else torch.float32
@@ -85,8 +94,9 @@ class Pairing:
             if not bool(torch.isfinite(delta).all()):
                 _refuse_not_finite(other, self.base, pair.base)
                 _refuse_not_finite(delta, self.aligned, pair.aligned)
+            size = frobenius_norm(other)
             del other
-            yield Delta(pair, dense=delta)
+            yield Delta(pair, size, dense=delta)
             del delta
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import re
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,15 @@ def open_checkpoint(
     raise CheckpointError(f"{name} is no folder or .gguf file here, nor a Hub id (org/name)")
 
 
+def network_errors() -> tuple[type[Exception], ...]:
+    """What the Hub's client raises where the network fails: its HTTP library's errors, and OS's."""
+    found: list[type[Exception]] = [OSError]
+    for library in ("httpx2", "httpx"):  # huggingface_hub 2 is built on the one, 1 on the other
+        with contextlib.suppress(ImportError):
+            found.append(importlib.import_module(library).HTTPError)
+    return tuple(found)
+
+
 def _open_folder(folder: Path, label: str, revision: str | None) -> Checkpoint:
     shared: dict[str, Any] = {
         "label": label,
@@ -94,7 +105,7 @@ def _snapshot(repo_id: str, revision: str | None, token: str | bool | None) -> P
             f"{repo_id} is no folder here, and the Hub cannot be reached (offline?): "
             "give a local folder"
         ) from error
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except (HfHubHTTPError, ValueError, *network_errors()) as error:
         raise CheckpointError(f"{repo_id} could not be fetched from the Hub: {error}") from error
     return Path(folder)
 

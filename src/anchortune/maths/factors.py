@@ -70,7 +70,7 @@ def factorise_dense(
         ValueError: ``rank`` below 1 or ``energy`` outside (0, 1].
     """
     limit = _limit(rank, energy, min(delta.shape))
-    norm = float(torch.linalg.vector_norm(delta, dtype=torch.float64))
+    norm = frobenius_norm(delta)
     smaller = min(delta.shape)
     if smaller <= EXACT_MIN_DIM:
         return _trim(*_svd(delta.double()), norm, limit, energy)
@@ -110,6 +110,16 @@ def factorise_product(
     u, sigma, v = _svd(core)
     norm = float(torch.linalg.vector_norm(core))
     return _trim(q_left @ u, sigma, q_right @ v, norm, limit, energy)
+
+
+def frobenius_norm(matrix: Tensor) -> float:
+    """``‖matrix‖_F``, summed in float64 over a few rows at a time, so that nothing is copied."""
+    rows = max(1, (1 << 20) // max(1, matrix.shape[1]))
+    parts = [
+        float(torch.linalg.vector_norm(block, dtype=torch.float64))
+        for block in torch.split(matrix, rows)
+    ]
+    return math.hypot(*parts)
 
 
 def _limit(rank: Rank, energy: float | None, largest: int) -> int:

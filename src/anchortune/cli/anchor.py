@@ -1,0 +1,215 @@
+"""``anchortune anchor``: build, inspect and share an anchor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from anchortune.errors import AnchorError
+
+if TYPE_CHECKING:
+    from anchortune.anchor.anchor import Anchor
+    from anchortune.anchor.inspect import AnchorReport, ModuleReport
+
+app = typer.Typer(
+    help="Build an anchor from two checkpoints, look into it, share it.", no_args_is_help=True
+)
+
+AnchorFile = Annotated[Path, typer.Argument(metavar="FILE", help="An anchor file.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+@app.command()
+def build(
+    aligned: Annotated[
+        str,
+        typer.Option(help="The safe model: folder, Hub id, .gguf, or LoRA adapter on the base."),
+    ],
+    base: Annotated[str, typer.Option(help="What it was aligned from: folder, Hub id or .gguf.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.")],
+    target_modules: Annotated[
+        str,
+        typer.Option(
+            help="Names by comma, all-linear, or a regular expression for whole module names."
+        ),
+    ] = "q_proj,v_proj",
+    rank: Annotated[
+        str | None,
+        typer.Option(metavar="N|full", help="Singular triplets to keep (default 32)."),
+    ] = None,
+    energy: Annotated[
+        float | None, typer.Option(help="Share of ‖dW‖² to keep, as 0.9; instead of a rank.")
+    ] = None,
+    aligned_revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of the aligned Hub id.")
+    ] = None,
+    base_revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of the base Hub id.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Build an anchor: the low-rank factors of aligned - base, streamed by name."""
+    limit = parse_rank(rank)
+    targets = parse_target_modules(target_modules)
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from anchortune.anchor.anchor import Anchor
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(
+        *columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True
+    ) as bar:
+        task = bar.add_task("reading headers", total=None)
+
+        def show(done: int, total: int, module: str) -> None:
+            bar.update(task, completed=done, total=total, description=module)
+
+        anchor = Anchor.from_checkpoints(
+            aligned,
+            base,
+            target_modules=targets,
+            rank=limit,
+            energy=energy,
+            aligned_revision=aligned_revision,
+            base_revision=base_revision,
+            progress=show,
+        )
+        anchor.save(output)
+    _print_built(anchor, output, as_json)
+
+
+@app.command()
+def inspect(
+    file: AnchorFile,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="IMAGE", help="Draw it too: .png, .svg or .pdf.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show each module's figures, what each operator would punish, and warnings."""
+    from anchortune.anchor.anchor import Anchor
+    from anchortune.anchor.inspect import inspect_anchor, plot_anchor
+
+    report = inspect_anchor(Anchor.load(file))
+    if plot is not None:
+        plot_anchor(report, plot)
+    if as_json:
+        import json
+
+        typer.echo(json.dumps(report.to_json(), indent=2, ensure_ascii=False, allow_nan=False))
+        return
+    _print_report(report)
+    if plot is not None:
+        typer.echo(f"picture: {plot}", err=True)
+
+
+@app.command()
+def push(
+    file: AnchorFile,
+    repo_id: Annotated[str, typer.Argument(metavar="REPO", help="org/name on the Hub.")],
+    private: Annotated[
+        bool | None, typer.Option("--private/--public", help="Who may see a new repository.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Share an anchor on the Hub with a card that names both parents (token: `hf auth login`)."""
+    from anchortune.anchor.anchor import Anchor
+
+    anchor = Anchor.load(file)
+    url = anchor.push_to_hub(repo_id, private=private)
+    if as_json:
+        import json
+
+        typer.echo(json.dumps({"repo_id": repo_id, "commit": url, "sha256": anchor.sha256}))
+    else:
+        typer.echo(url)
+
+
+def parse_rank(value: str | None) -> int | Literal["full"] | None:
+    """The rank that ``--rank`` means.
+
+    Raises:
+        AnchorError: neither a number nor ``full``.
+    """
+    if value is None or value == "full":
+        return None if value is None else "full"
+    if not value.isdecimal() or int(value) < 1:
+        raise AnchorError(f"--rank {value} is neither a number above 0 nor 'full'")
+    return int(value)
+
+
+def parse_target_modules(value: str) -> list[str] | str:
+    """``--target-modules``: ``all-linear``, a regular expression, or a list by comma."""
+    if value == "all-linear" or any(sign in value for sign in "*^$[(\\|+?"):
+        return value
+    return [name.strip() for name in value.split(",")]
+
+
+def _print_built(anchor: Anchor, output: Path, as_json: bool) -> None:
+    infos = anchor.metadata.modules.values()
+    result = {
+        "file": str(output),
+        "sha256": anchor.sha256,
+        "bytes": output.stat().st_size,
+        "modules": len(anchor),
+        "rank_max": max(info.rank for info in infos),
+        "norm_max": max(info.norm for info in infos),
+        "norm_min": min(info.norm for info in infos),
+        "kept_energy_frac_min": min(info.kept_energy_frac for info in infos),
+        "gram_error_bound_max": max(info.gram_error_bound for info in infos),
+        "direction_cosine_min": min(info.direction_cosine for info in infos),
+        "aligned": anchor.metadata.aligned.model_dump(),
+        "base": anchor.metadata.base.model_dump(),
+        "notes": anchor.metadata.notes,
+    }
+    if as_json:
+        import json
+
+        typer.echo(json.dumps(result, indent=2, ensure_ascii=False))
+        return
+    typer.echo(f"{output}: {anchor!r}, {output.stat().st_size / 1e6:.1f} MB")
+    typer.echo(
+        f"‖dW‖ {result['norm_min']:.3g} to {result['norm_max']:.3g}; at least "
+        f"{result['kept_energy_frac_min']:.1%} of ‖dW‖² kept. Truncation changes ‖(I - C)X‖ of "
+        f"gram by at most {result['gram_error_bound_max']:.2g}·‖X‖; the kept direction has cosine "
+        f"{result['direction_cosine_min']:.3f} or more with the whole one."
+    )
+    typer.echo(f"next: anchortune anchor inspect {output}")
+
+
+def _print_report(report: AnchorReport) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table(
+        title=f"Anchor {report.aligned} - {report.base}",
+        caption="c: eigenvalues of gram. Selectivity: what a random update of unit size costs over "
+        "what one along dW costs; 1 is no better than norm decay, ∞ means along is free.",
+    )
+    headings = ("‖dW‖", "stable rank", "rank", "kept", "c min", "c max", "gram", "subspace")
+    table.add_column("module", overflow="fold")
+    for heading in (*headings, "subspace2", "direction"):
+        table.add_column(heading, justify="right")
+    for module in report.modules:
+        table.add_row(*_row(module))
+    console.print(table)
+    for warning in report.warnings:
+        console.print(f"[yellow]warning:[/] {warning}", highlight=False, soft_wrap=True)
+
+
+def _row(module: ModuleReport) -> tuple[str, ...]:
+    ratios = ["∞" if s.ratio is None else f"{s.ratio:.2f}" for s in module.selectivity.values()]
+    return (
+        module.module,
+        f"{module.norm:.3g}",
+        f"{module.stable_rank:.1f}",
+        str(module.rank),
+        f"{module.kept_energy_frac:.1%}",
+        f"{module.eigenvalue_min:.2g}",
+        f"{module.eigenvalue_max:.2g}",
+        *ratios,
+    )
