@@ -107,12 +107,13 @@ def push(
         CommitOperationAdd(path_in_repo=name, path_or_fileobj=io.BytesIO(data))
         for name, data in files.items()
     ]
+    failures: tuple[type[Exception], ...] = (HfHubHTTPError, HFValidationError, *network_errors())
     try:
         api.create_repo(repo_id, private=private, exist_ok=True)
         commit = api.create_commit(
             repo_id, operations=operations, commit_message=f"Anchor {anchor.sha256[:12]}"
         )
-    except (HfHubHTTPError, HFValidationError, *network_errors()) as error:
+    except failures as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise AnchorError(f"{repo_id} could not be pushed to the Hub: {first}") from error
     return str(commit.commit_url)
@@ -142,6 +143,7 @@ def fetch(
 
     if Path(repo_id).is_dir():
         return Path(repo_id) / FILE_NAME
+    failures: tuple[type[Exception], ...] = (HfHubHTTPError, HFValidationError, *network_errors())
     try:
         path = hf_hub_download(
             repo_id, FILE_NAME, revision=revision, token=token, endpoint=endpoint
@@ -156,6 +158,6 @@ def fetch(
         ) from error
     except EntryNotFoundError as error:
         raise AnchorError(f"{repo_id} holds no {FILE_NAME}: it is no anchor") from error
-    except (HfHubHTTPError, HFValidationError, *network_errors()) as error:
+    except failures as error:
         raise AnchorError(f"{repo_id} could not be fetched from the Hub: {error}") from error
     return Path(path)

@@ -86,6 +86,7 @@ def _snapshot(repo_id: str, revision: str | None, token: str | bool | None) -> P
         RevisionNotFoundError,
     )
 
+    failures: tuple[type[Exception], ...] = (HfHubHTTPError, ValueError, *network_errors())
     try:
         folder = snapshot_download(
             repo_id,
@@ -105,7 +106,7 @@ def _snapshot(repo_id: str, revision: str | None, token: str | bool | None) -> P
             f"{repo_id} is no folder here, and the Hub cannot be reached (offline?): "
             "give a local folder"
         ) from error
-    except (HfHubHTTPError, ValueError, *network_errors()) as error:
+    except failures as error:
         raise CheckpointError(f"{repo_id} could not be fetched from the Hub: {error}") from error
     return Path(folder)
 
