@@ -29,7 +29,7 @@ def run(
     from anchortune.training.plan import plan_stage
     from anchortune.training.stage import run_stage
 
-    plan = plan_stage(config)
+    plan = plan_stage(config, timed=dry_run)
     if dry_run:
         text = json.dumps(plan.summary(), indent=2) if as_json else "\n".join(plan.lines())
         typer.echo(text)

@@ -19,7 +19,7 @@ def plan_alignment(config: AlignConfig) -> Plan:
     Raises:
         AnchortuneError: of the kind of the first thing that cannot be used.
     """
-    return plan_stage(config)
+    return plan_stage(config, timed=True)
 
 
 def align(config: AlignConfig) -> Record:

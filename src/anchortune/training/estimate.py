@@ -1,7 +1,8 @@
-"""What a run will take: time, memory and disk, from a measured matrix product and from shapes."""
+"""What a run will take: time from timed steps of a shallow copy, memory and disk from shapes."""
 
 from __future__ import annotations
 
+import copy
 import random
 import time
 from collections.abc import Sequence
@@ -10,10 +11,8 @@ from typing import Any
 
 import torch
 
-from anchortune.training.model import Numbers
-
-_EFFICIENCY = 0.5
-"""A training step's share of the speed of a bare matrix product: measured 0.4 to 0.6."""
+from anchortune.config import LoraSection
+from anchortune.training.model import Numbers, add_lora
 
 
 @dataclass(frozen=True)
@@ -21,21 +20,20 @@ class Estimate:
     """About what a run takes, within a factor of two.
 
     Attributes:
-        seconds: of training, without loading and evaluation.
+        seconds: of training, without loading and evaluation; None where it was not timed.
         memory_bytes: on the device, at the longest batch.
         disk_bytes: under the output folder at most.
-        flops_per_s: of the matrix product that was timed.
     """
 
-    seconds: float
+    seconds: float | None
     memory_bytes: int
     disk_bytes: int
-    flops_per_s: float
 
     def lines(self) -> list[str]:
         """For people."""
+        timed = [] if self.seconds is None else [f"time    about {_duration(self.seconds)}"]
         return [
-            f"time    about {_duration(self.seconds)}",
+            *timed,
             f"memory  about {self.memory_bytes / 2**30:.2f} GiB",
             f"disk    at most about {self.disk_bytes / 2**20:.0f} MiB",
         ]
@@ -49,17 +47,67 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
-def matmul_speed(numbers: Numbers, width: int) -> float:
-    """Floating-point operations a second of a (512 × width) by (width × 2·width) product."""
-    left = torch.ones(512, width, dtype=numbers.compute, device=numbers.device)
-    right = torch.ones(width, 2 * width, dtype=numbers.compute, device=numbers.device)
+def time_row(
+    config: Any,
+    lora: LoraSection | None,
+    numbers: Numbers,
+    shape: tuple[int, int],
+    checkpointing: bool,
+) -> float | None:
+    """Seconds that one row takes, forwards and backwards.
+
+    The model's first one and two layers are made with random weights and timed on the device, in
+    the dtype and at the batch shape of the run; every further layer costs what the second did.
+
+    Args:
+        config: of the model.
+        lora: the adapter, or None where every weight is trained.
+        numbers: device and dtypes.
+        shape: (rows, tokens) of a batch.
+        checkpointing: activations are computed twice.
+
+    Returns:
+        None where the architecture cannot be cut to two layers.
+    """
+    layers = int(config.get_text_config().num_hidden_layers)
+    try:
+        times = [_time_shallow(config, depth, lora, numbers, shape) for depth in (1, 2)]
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+        return None
+    more = max(0.0, times[1] - times[0])
+    passes = 2 if lora is not None else 3
+    again = (passes + 1) / passes if checkpointing else 1.0
+    return (times[0] + (layers - 1) * more) * again / shape[0]
+
+
+def _time_shallow(
+    config: Any, depth: int, lora: LoraSection | None, numbers: Numbers, shape: tuple[int, int]
+) -> float:
+    from transformers import AutoModelForCausalLM
+
+    shallow = copy.deepcopy(config)
+    text = shallow.get_text_config()
+    text.num_hidden_layers = depth
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:depth]
+    with torch.random.fork_rng(devices=[]), torch.device(numbers.device):
+        model = AutoModelForCausalLM.from_config(shallow, dtype=numbers.weights)
+        if lora is not None:
+            model = add_lora(model, lora, seed=0)
+        ids = torch.randint(0, int(text.vocab_size), shape)
+    model.train()
+    narrow = numbers.compute != torch.float32
     best = float("inf")
-    for _ in range(4):
+    for _ in range(3):  # the first one warms up
         started = time.perf_counter()
-        product = left @ right
-        product[0, 0].item()  # waits for the device
+        with torch.autocast(numbers.device.type, numbers.compute, enabled=narrow):
+            loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        loss.item()
+        if numbers.device.type == "cuda":
+            torch.cuda.synchronize()
         best = min(best, time.perf_counter() - started)
-    return 2.0 * 512 * width * 2 * width / best
+    return best
 
 
 def padded_tokens(lengths: Sequence[int], micro: int, seed: int) -> tuple[float, int]:
@@ -78,11 +126,11 @@ def estimate(
     numbers: Numbers,
     micro: int,
     rows_seen: float,
-    lora: bool,
-    four_bit: bool,
+    lora: LoraSection | None,
     checkpointing: bool,
     checkpoints: int,
     seed: int,
+    timed: bool,
 ) -> Estimate:
     """What training takes.
 
@@ -93,33 +141,30 @@ def estimate(
         numbers: device and dtypes.
         micro: rows held at once.
         rows_seen: rows over all epochs.
-        lora: only the adapter is trained, so the frozen weights need no gradient.
-        four_bit: frozen weights in NF4.
+        lora: the adapter, or None where every weight is trained.
         checkpointing: activations are computed twice.
         checkpoints: how many lie on disk at once.
         seed: of the shuffle.
+        timed: whether to time it, which takes seconds.
     """
     config = skeleton.config.get_text_config()
     hidden, layers = int(config.hidden_size), int(config.num_hidden_layers)
-    vocab = int(config.vocab_size)
     total = sum(p.numel() for p in skeleton.parameters())
-    embedding = skeleton.get_input_embeddings().weight.numel()
-    tied = skeleton.get_output_embeddings() is not None and bool(config.tie_word_embeddings)
-    matrices = total - (0 if tied else embedding)
     mean, longest = padded_tokens(lengths, micro, seed)
-    passes = (2 if lora else 3) + (1 if checkpointing else 0)
-    per_token = passes * (2.0 * matrices + 4.0 * layers * mean * hidden)
-    speed = matmul_speed(numbers, min(4096, max(64, hidden)))
-    seconds = rows_seen * mean * per_token / (speed * _EFFICIENCY)
+    seconds = None
+    if timed:
+        row = time_row(skeleton.config, lora, numbers, (micro, round(mean)), checkpointing)
+        seconds = None if row is None else rows_seen * row
 
     size = numbers.compute.itemsize
-    held = 0.6 if four_bit else float(numbers.weights.itemsize)
+    held = 0.6 if lora is not None and lora.qlora else float(numbers.weights.itemsize)
     tokens = micro * longest
     # A layer keeps about 16 hidden-wide and 4 MLP-wide activations; the head its logits, twice
     # in float32 and once in the pass's dtype.
-    wide = int(getattr(config, "intermediate_size", 4 * hidden))
+    wide = int(getattr(config, "intermediate_size", None) or 4 * hidden)
     kept = hidden if checkpointing else 16 * hidden + 4 * wide
-    activations = tokens * (layers * kept * size + vocab * (8 + size))
-    memory = int(total * held + trainable * (16 if lora else 12) + activations)
+    activations = tokens * (layers * kept * size + int(config.vocab_size) * (8 + size))
+    # The trained weights' gradients and AdamW's two moments, float32; an adapter itself besides.
+    memory = int(total * held + trainable * (16 if lora is not None else 12) + activations)
     disk = trainable * 4 * (1 + 3 * checkpoints)
-    return Estimate(seconds, memory, disk, speed)
+    return Estimate(seconds, memory, disk)

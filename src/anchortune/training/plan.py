@@ -149,8 +149,12 @@ class Plan:
         }
 
 
-def plan_stage(config: TrainConfig | AlignConfig) -> Plan:
+def plan_stage(config: TrainConfig | AlignConfig, *, timed: bool = False) -> Plan:
     """Everything that can be checked without training, checked.
+
+    Args:
+        config: of the stage.
+        timed: estimate the time as well, which takes some seconds.
 
     Raises:
         AnchortuneError: of the kind of the first thing that cannot be used.
@@ -186,7 +190,7 @@ def plan_stage(config: TrainConfig | AlignConfig) -> Plan:
         if facts["start"] == UNVERIFIED:
             notes.append("the anchor's parents could not be compared with the start model")
     trained = sum(p.numel() for p in skeleton.parameters() if p.requires_grad)
-    cost = _cost(config, numbers, skeleton, trained, data)
+    cost = _cost(config, numbers, skeleton, trained, data, timed)
     _check_disk(folder, cost)
     timings = {"plan_s": time.perf_counter() - started}
     return Plan(
@@ -247,7 +251,12 @@ def _identity(
 
 
 def _cost(
-    config: TrainConfig | AlignConfig, numbers: Numbers, skeleton: Any, trained: int, data: Data
+    config: TrainConfig | AlignConfig,
+    numbers: Numbers,
+    skeleton: Any,
+    trained: int,
+    data: Data,
+    timed: bool,
 ) -> Estimate:
     rows = len(data.rows)
     if isinstance(data, TokenisedData):
@@ -267,11 +276,11 @@ def _cost(
         numbers=numbers,
         micro=loop.micro_batch(config) * (1 if passes == 1.0 else 2),
         rows_seen=epochs * rows * passes,
-        lora=config.lora is not None,
-        four_bit=config.lora is not None and config.lora.qlora,
+        lora=config.lora,
         checkpointing=config.machine.gradient_checkpointing,
         checkpoints=kept if config.machine.keep_checkpoints else min(kept, 3),
         seed=config.seed,
+        timed=timed,
     )
 
 

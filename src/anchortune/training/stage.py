@@ -103,6 +103,9 @@ def make_trainer(plan: Plan, model: Any, journal: loop.Journal) -> Any:
         trainer = _dpo_trainer(plan, model, options)
     else:
         trainer = _sft_trainer(plan, model, options)
+    for lora in getattr(trainer.model, "peft_config", {}).values():
+        # Named when the adapter is saved; else each checkpoint would ask the Hub about it.
+        lora.base_model_name_or_path = None
     loop.quiet(trainer)
     trainer.add_callback(journal)
     training = plan.config.training

@@ -14,7 +14,7 @@ def plan_training(config: TrainConfig) -> Plan:
     Raises:
         AnchortuneError: of the kind of the first thing that cannot be used.
     """
-    return plan_stage(config)
+    return plan_stage(config, timed=True)
 
 
 def train(config: TrainConfig) -> Record:
