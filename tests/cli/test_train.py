@@ -1,4 +1,4 @@
-"""``anchortune train`` and ``align``: what goes to stdout, what a dry run leaves, how mistakes end."""
+"""``train`` and ``align``: what goes to stdout, what a dry run leaves, how mistakes end."""
 
 from __future__ import annotations
 
