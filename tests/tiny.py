@@ -1,7 +1,6 @@
 """Tiny random checkpoints and a byte tokenizer, made on the fly: no download, seconds, seeded.
 
-Every ``tiny_*`` model writer makes an ordinary Hugging Face folder (two shards, bf16) and returns its path;
-pass ``dtype=torch.float32`` or ``shard="1GB"`` for another kind, and config fields as keywords.
+Every ``tiny_*`` of a model makes an ordinary Hugging Face folder (two shards, bf16); pass ``dtype=torch.float32`` or ``shard="1GB"`` for another kind, and config fields as keywords.
 """
 
 from __future__ import annotations
@@ -155,4 +154,48 @@ def tiny_adapter(path: str | Path, base: str | Path, seed: int = 0, **lora: Any)
             if "lora_" in name:
                 parameter.data.copy_(0.1 * torch.randn_like(parameter))
     wrapped.save_pretrained(path)
+    return Path(path)
+
+
+def tiny_gguf(path: str | Path, source: str | Path, kind: str = "Q8_0") -> Path:
+    """A Llama folder written as GGUF the way llama.cpp does it, its matrices held as ``kind``.
+
+    Row lengths must be multiples of 32 for ``Q8_0``: pass ``intermediate_size=64`` to `tiny_llama`.
+    """
+    import json
+
+    import gguf
+    import numpy as np
+    from safetensors.torch import load_file
+
+    config = json.loads((Path(source) / "config.json").read_text())
+    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_name("tiny")
+    writer.add_license("apache-2.0")
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(kv_heads)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_rope_dimension_count(config["hidden_size"] // heads)
+    writer.add_vocab_size(config["vocab_size"])
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
+    for shard in sorted(Path(source).glob("*.safetensors")):
+        for name, tensor in load_file(shard).items():
+            value = tensor.float().numpy()
+            for part, n in (("q_proj", heads), ("k_proj", kv_heads)):
+                if name.endswith(f"{part}.weight"):
+                    halves = value.reshape(n, 2, value.shape[0] // n // 2, -1)
+                    value = np.ascontiguousarray(halves.swapaxes(1, 2).reshape(value.shape))
+            short = names.get_name(name, try_suffixes=(".weight",))
+            dtype = gguf.GGMLQuantizationType[kind if value.ndim == 2 else "F32"]
+            data = gguf.quants.quantize(value, dtype)
+            writer.add_tensor(short, data, raw_dtype=dtype)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
     return Path(path)

@@ -71,9 +71,7 @@ BROKEN: list[tuple[str, Any, bytes, str]] = [
 @pytest.mark.parametrize(
     ("header", "data", "text"), [case[1:] for case in BROKEN], ids=[case[0] for case in BROKEN]
 )
-def test_broken_headers_are_refused(
-    tmp_path: Path, header: Any, data: bytes, text: str
-) -> None:
+def test_broken_headers_are_refused(tmp_path: Path, header: Any, data: bytes, text: str) -> None:
     path = write_raw(tmp_path / "x.safetensors", header, data)
     with pytest.raises(CheckpointError) as caught:
         read_header(path)
@@ -108,9 +106,7 @@ def test_single_goes_before_an_index(tmp_path: Path, llama_base: Path) -> None:
     "file", ["../secret.safetensors", "/etc/x.safetensors", "a/../../x.safetensors",
              "..\\x.safetensors", "C:\\x.safetensors"]
 )  # fmt: skip
-def test_an_index_that_climbs_out_is_refused(
-    tmp_path: Path, llama_base: Path, file: str
-) -> None:
+def test_an_index_that_climbs_out_is_refused(tmp_path: Path, llama_base: Path, file: str) -> None:
     folder = copy(llama_base, tmp_path / "model")
     index = json.loads((folder / INDEX).read_text())
     first = next(iter(index["weight_map"]))
@@ -141,7 +137,7 @@ def test_an_index_must_agree_with_the_headers(tmp_path: Path, llama_base: Path) 
     index = json.loads((folder / INDEX).read_text())
     index["weight_map"]["ghost.weight"] = next(iter(index["weight_map"].values()))
     (folder / INDEX).write_text(json.dumps(index))
-    with pytest.raises(CheckpointError, match="'ghost.weight' is in .* whose header has no such"):
+    with pytest.raises(CheckpointError, match=r"'ghost.weight' is in .* whose header has no such"):
         folder_tensors(folder)
     (folder / INDEX).write_text("{}")
     with pytest.raises(CheckpointError, match="has no weight_map"):
@@ -163,8 +159,8 @@ def test_pickles_are_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_weights_says_what_it_holds(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="holds no .safetensors file"):
+    with pytest.raises(CheckpointError, match=r"holds no .safetensors file"):
         folder_tensors(tmp_path)
     save_file({"a": torch.ones(1)}, tmp_path / "odd.safetensors")
-    with pytest.raises(CheckpointError, match="holds only odd.safetensors"):
+    with pytest.raises(CheckpointError, match=r"holds only odd.safetensors"):
         folder_tensors(tmp_path)

@@ -45,7 +45,7 @@ def named(*names: str, label: str = "A", **config: object) -> Named:
     """Names, each 2-D bf16 unless written ``name:dtype:1x2x3``."""
     stored = {}
     for text in names:
-        name, dtype, shape = (text.split(":") + ["BF16", "4x4"])[:3] if ":" in text else (
+        name, dtype, shape = ([*text.split(":"), "BF16", "4x4"])[:3] if ":" in text else (
             text, "BF16", "4x4")  # fmt: skip
         stored[name] = StoredTensor(name, dtype, tuple(int(n) for n in shape.split("x")))
     return Named(label=label, stored=stored, config=dict(config))
@@ -128,9 +128,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("names", "targets", "text"), REFUSED, ids=[case[2] for case in REFUSED])
-def test_refused_targets_are_named(
-    names: list[str], targets: list[str] | str, text: str
-) -> None:
+def test_refused_targets_are_named(names: list[str], targets: list[str] | str, text: str) -> None:
     with pytest.raises(CheckpointError, match=text):
         select(named(*names), parse_targets(targets))
 
