@@ -1,6 +1,7 @@
 """Tiny random checkpoints and a byte tokenizer, made on the fly: no download, seconds, seeded.
 
-Every ``tiny_*`` of a model makes an ordinary Hugging Face folder (two shards, bf16); pass ``dtype=torch.float32`` or ``shard="1GB"`` for another kind, and config fields as keywords.
+Every ``tiny_*`` of a model makes an ordinary Hugging Face folder (two shards, bf16); pass
+``dtype=torch.float32`` or ``shard="1GB"`` for another kind, and config fields as keywords.
 """
 
 from __future__ import annotations
