@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -96,7 +95,7 @@ def push(
         AnchorError: the Hub refused, or cannot be reached.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HfHubHTTPError
 
     api = HfApi(endpoint=endpoint, token=token)
     files = {
@@ -104,10 +103,10 @@ def push(
         "README.md": card(anchor, repo_id).encode(),
     }
     operations = [
-        CommitOperationAdd(path_in_repo=name, path_or_fileobj=io.BytesIO(data))
-        for name, data in files.items()
+        CommitOperationAdd(path_in_repo=name, path_or_fileobj=data) for name, data in files.items()
     ]
-    failures: tuple[type[Exception], ...] = (HfHubHTTPError, HFValidationError, *network_errors())
+    # ValueError: a bad repository name, card or upload, in the client's own words.
+    failures: tuple[type[Exception], ...] = (HfHubHTTPError, ValueError, *network_errors())
     try:
         api.create_repo(repo_id, private=private, exist_ok=True)
         commit = api.create_commit(

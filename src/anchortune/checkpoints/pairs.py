@@ -215,12 +215,13 @@ def _check_quantised(aligned: Checkpoint, base: Checkpoint) -> list[str]:
 
 
 def _trained_from(folder: Checkpoint, file: GgufCheckpoint) -> bool:
-    """Whether ``record.json`` in the folder says that its training started from ``file``."""
-    path = folder.path / "record.json"
-    if not path.is_file():
-        return False
-    try:
-        record = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
-    return file.file_sha256() in json.dumps(record)
+    """Whether a ``record.json`` in the folder, or beside it, says it was trained from ``file``."""
+    for path in (folder.path / "record.json", folder.path.parent / "record.json"):
+        if path.is_file():
+            try:
+                record = json.loads(path.read_text("utf-8"))
+            except (OSError, ValueError) as error:
+                raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
+            # The run's record lists the hash of every weights file that it started from.
+            return file.file_sha256() in json.dumps(record)
+    return False

@@ -180,31 +180,55 @@ def _print_built(anchor: Anchor, output: Path, as_json: bool) -> None:
     typer.echo(f"next: anchortune anchor inspect {output}")
 
 
+_FIGURES = ("‖dW‖", "stable rank", "rank", "kept", "c min", "c max")
+_WIDE = 118
+
+
 def _print_report(report: AnchorReport) -> None:
+    """One table where there is room (or no terminal), two narrow ones elsewhere; then warnings."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console()
-    table = Table(
-        title=f"Anchor {report.aligned} - {report.base}",
-        caption="c: eigenvalues of gram. Selectivity: what a random update of unit size costs over "
-        "what one along dW costs; 1 is no better than norm decay, ∞ means along is free.",
+    if not console.is_terminal:
+        console = Console(width=max(console.width, _WIDE))
+    prefix = _shared_prefix([module.module for module in report.modules])
+    operators = tuple(report.modules[0].selectivity)
+    headings = (*_FIGURES, *operators)
+    rows = [(module.module[len(prefix) :], *_row(module)) for module in report.modules]
+    split = len(_FIGURES)
+    parts = [slice(0, None)] if console.width >= _WIDE else [slice(0, split), slice(split, None)]
+    console.print(f"Anchor {report.aligned} - {report.base}", markup=False, highlight=False)
+    for part in parts:
+        table = Table()
+        table.add_column(escape(f"module ({prefix}…)" if prefix else "module"), overflow="fold")
+        for heading in headings[part]:
+            table.add_column(heading, justify="right")
+        for name, *cells in rows:
+            table.add_row(escape(name), *cells[part])
+        console.print(table)
+    console.print(
+        "c: eigenvalues of gram. The last columns are each operator's selectivity: what a random "
+        "update of unit size costs over what one along dW costs. 1 is no better than norm decay; "
+        "∞ means that along is free.",
+        highlight=False,
     )
-    headings = ("‖dW‖", "stable rank", "rank", "kept", "c min", "c max", "gram", "subspace")
-    table.add_column("module", overflow="fold")
-    for heading in (*headings, "subspace2", "direction"):
-        table.add_column(heading, justify="right")
-    for module in report.modules:
-        table.add_row(*_row(module))
-    console.print(table)
     for warning in report.warnings:
-        console.print(f"[yellow]warning:[/] {warning}", highlight=False, soft_wrap=True)
+        console.print(f"[yellow]warning:[/] {escape(warning)}", highlight=False, soft_wrap=True)
+
+
+def _shared_prefix(names: list[str]) -> str:
+    """The leading name parts that all ``names`` share, up to the first number."""
+    first = names[0].split(".")
+    end = next((i for i, part in enumerate(first) if part.isdigit()), 0)
+    prefix = "".join(f"{part}." for part in first[:end])
+    return prefix if all(name.startswith(prefix) for name in names) else ""
 
 
 def _row(module: ModuleReport) -> tuple[str, ...]:
     ratios = ["∞" if s.ratio is None else f"{s.ratio:.2f}" for s in module.selectivity.values()]
     return (
-        module.module,
         f"{module.norm:.3g}",
         f"{module.stable_rank:.1f}",
         str(module.rank),
