@@ -181,7 +181,7 @@ def _print_built(anchor: Anchor, output: Path, as_json: bool) -> None:
 
 
 _FIGURES = ("‖dW‖", "stable rank", "rank", "kept", "c min", "c max")
-_WIDE = 118
+_WIDE = 122
 
 
 def _print_report(report: AnchorReport) -> None:
