@@ -10,7 +10,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from anchortune.evaluation.generate import generate, render_prompt
 from tests.tiny import tiny_llama
 
-PROMPTS = ["a", "A much longer question than the others, with some words in it?", "Hello there", "b"]
+PROMPTS = [
+    "a",
+    "A much longer question than the others, with some words in it?",
+    "Hello there",
+    "b",
+]
 
 
 @pytest.fixture(scope="module")

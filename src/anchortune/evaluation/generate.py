@@ -7,21 +7,16 @@ from typing import Any
 
 import torch
 
+from anchortune.chat import ensure_chat_template
+
 
 def render_prompt(tokenizer: Any, prompt: str, system: str | None = None) -> str:
-    """The text that the model is to continue: its chat template, or a plain one where it has none.
-
-    Without a template the prompt is put as ``### Instruction:`` / ``### Response:``.
-    """
+    """The text that the model is to continue, by its chat template (see ``anchortune.chat``)."""
+    ensure_chat_template(tokenizer)
     messages = [{"role": "user", "content": prompt}]
     if system is not None:
         messages.insert(0, {"role": "system", "content": system})
-    if getattr(tokenizer, "chat_template", None):
-        return str(
-            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        )
-    head = f"{system}\n\n" if system else ""
-    return f"{head}### Instruction:\n{prompt}\n\n### Response:\n"
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
 
 @torch.inference_mode()
@@ -51,8 +46,6 @@ def generate(
     """
     rendered = [render_prompt(tokenizer, prompt, system) for prompt in prompts]
     encoded = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in rendered]
-    if not getattr(tokenizer, "chat_template", None) and tokenizer.bos_token_id is not None:
-        encoded = [[tokenizer.bos_token_id, *ids] for ids in encoded]
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]), reverse=True)
     ends = _end_tokens(model, tokenizer)
     answers = [""] * len(prompts)

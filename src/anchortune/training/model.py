@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from anchortune.adapter.merge import merge_adapter
 from anchortune.config import LoraSection, MachineSection, ModelSection
 from anchortune.errors import CheckpointError, TrainingError
 from anchortune.files import sha256_file
@@ -201,7 +202,7 @@ def load_model(section: ModelSection, numbers: Numbers, *, four_bit: bool = Fals
         _clear_quantisation(model)
         model.to(dtype)
     if section.adapter is not None:
-        model = _merge(model, section).to(numbers.weights)
+        model = merge_adapter(model, section.adapter).to(numbers.weights)
     return model if four_bit else model.to(numbers.device)
 
 
@@ -223,19 +224,6 @@ def _clear_quantisation(model: Any) -> None:
     model.quantization_method = None
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-
-
-def _merge(model: Any, section: ModelSection) -> Any:
-    from peft import PeftModel
-
-    try:
-        wrapped = PeftModel.from_pretrained(model, section.adapter)
-        return wrapped.merge_and_unload(safe_merge=True)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise CheckpointError(
-            f"model.adapter {section.adapter}: does not load on {section.path} ({reason[0]})."
-        ) from None
 
 
 def lora_config(model: Any, lora: LoraSection) -> Any:

@@ -6,22 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from anchortune.errors import DataError
+from anchortune.chat import ensure_chat_template
 from anchortune.training.data import BadRow, Message
 
 IGNORE = -100
 """The label of a token that is not learnt."""
-
-PLAIN_TEMPLATE = (
-    "{% if add_bos %}{{ bos_token }}{% endif %}"
-    "{% for message in messages %}"
-    "{% if message['role'] == 'assistant' %}### Response:\n{{ message['content'] }}{{ eos_token }}"
-    "{% elif message['role'] == 'user' %}### Instruction:\n{{ message['content'] }}"
-    "{% else %}{{ message['content'] }}{% endif %}{{ '\n\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}### Response:\n{% endif %}"
-)
-"""For models without a chat template: headings on lines of their own, the answer ended by eos."""
 
 
 @dataclass(frozen=True)
@@ -52,17 +41,7 @@ class Template:
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
-        self.plain = not tokenizer.chat_template
-        if self.plain:
-            if tokenizer.eos_token is None:
-                raise DataError(
-                    "the tokenizer has neither a chat template nor an end token, so an answer "
-                    "would have no end; set eos_token in its tokenizer_config.json."
-                )
-            begins = tokenizer("a", add_special_tokens=True)["input_ids"][:1]
-            add_bos = tokenizer.bos_token is not None and begins == [tokenizer.bos_token_id]
-            head = "{% set add_bos = " + ("true" if add_bos else "false") + " %}"
-            tokenizer.chat_template = head + PLAIN_TEMPLATE
+        self.plain = ensure_chat_template(tokenizer)
         added = getattr(tokenizer, "added_tokens_decoder", {})
         self._special = set(tokenizer.all_special_ids) | {
             index for index, token in added.items() if getattr(token, "special", False)

