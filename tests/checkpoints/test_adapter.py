@@ -186,3 +186,18 @@ def test_the_scale_is_part_of_the_identity(
         list(pairing.deltas())
         hashes.append(pairing.aligned.content_sha256())
     assert hashes[0] != hashes[1]
+
+
+def test_a_packed_base_is_refused_under_an_adapter_too(
+    tmp_path: Path, llama_base: Path, llama_adapter: Path
+) -> None:
+    packed = tmp_path / "packed"
+    packed.mkdir()
+    tensors = {
+        f"model.layers.{i}.self_attn.{part}_proj.weight": torch.zeros(512, 1, dtype=torch.uint8)
+        for i in range(2)
+        for part in "qv"
+    }
+    save_file(tensors, packed / "model.safetensors")
+    with pytest.raises(AnchortuneError, match=r"integer or packed 4/8-bit weight.*unquantised"):
+        build_anchor(llama_adapter, packed)

@@ -206,15 +206,16 @@ def _figure(report: AnchorReport) -> Figure:
     top, middle, bottom = figure.subplots(3, 1, height_ratios=(1, 1.2, 1.2))
     groups = _groups(report.modules)
     for label, members in groups.items():
+        members.sort(key=lambda member: member[0])
         places = [place for place, _ in members]
         style: dict[str, Any] = {"marker": "o", "ms": 3.5, "lw": 1, "label": label}
         top.plot(places, [m.norm for _, m in members], **style)
         middle.plot(places, [m.eigenvalue_max for _, m in members], **style)
     top.set_title("How far each weight moved: ‖dW‖", loc="left", fontsize=10)
     top.set_ylabel("Frobenius norm")
-    top.set_ylim(0, 1.3 * max(m.norm for m in report.modules))
+    top.set_ylim(0, 1.4 * max(m.norm for m in report.modules))
     middle.set_title(
-        "Operator gram: its largest eigenvalue c; a direction costs (1 - c)²",
+        "Operator gram: its largest eigenvalue c; a direction costs (1 - c)² (colours as above)",
         loc="left",
         fontsize=10,
     )
@@ -223,25 +224,24 @@ def _figure(report: AnchorReport) -> Figure:
     low, high = middle.get_ylim()
     middle.set_ylim(min(low, 0.03), max(high, 5.0))
     notes = (
-        (OVERSHOOT, "above 2: the aligned direction costs more than an orthogonal one"),
-        (1.0, "1: the aligned direction is free"),
-        (0.05, "below 0.05: nearly plain norm decay, all directions cost about the same"),
+        (OVERSHOOT, "above 2: the aligned\ndirection costs more\nthan an orthogonal one", "bottom"),
+        (1.0, "1: the aligned\ndirection is free", "center"),
+        (0.05, "below 0.05: nearly\nplain norm decay", "top"),
     )
-    for value, text in notes:
+    for value, text, place in notes:
         middle.axhline(value, color="0.55", lw=0.8, ls="--")
         middle.annotate(
             text,
-            (1.0, value),
+            (1.01, value),
             xycoords=("axes fraction", "data"),
-            xytext=(-4, 2),
-            textcoords="offset points",
-            ha="right",
+            va=place,
             fontsize=7.5,
             color="0.3",
+            annotation_clip=False,
         )
+    top.legend(ncols=min(len(groups), 7), fontsize=8, loc="upper left", framealpha=0.8)
     for axes in (top, middle):
         axes.set_xlabel("layer" if _layered(report.modules) else "module, in order")
-        axes.legend(ncols=min(len(groups), 4), fontsize=8, loc="upper left", framealpha=0.8)
         axes.grid(alpha=0.25)
         axes.xaxis.get_major_locator().set_params(integer=True)
     _bars(bottom, report)

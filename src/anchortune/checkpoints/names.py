@@ -88,7 +88,7 @@ def select(checkpoint: Checkpoint, targets: Targets) -> list[str]:
             tensor holds it), a tied head, an embedding, an expert, a packed or integer weight.
     """
     stored = checkpoint.tensors
-    _refuse_packed(checkpoint, targets)
+    refuse_packed(checkpoint, targets)
     modules = module_names(stored)
     if isinstance(targets, str) and targets.lower() == ALL_LINEAR:
         chosen = [m for m in modules if _is_linear(m) and len(stored[f"{m}.weight"].shape) == 2]
@@ -129,7 +129,8 @@ def _tied(checkpoint: Checkpoint, module: str) -> CheckpointError:
     )
 
 
-def _refuse_packed(checkpoint: Checkpoint, targets: Targets) -> None:
+def refuse_packed(checkpoint: Checkpoint, targets: Targets) -> None:
+    """Raises a CheckpointError where a meant weight is integer, packed in 4/8 bits, or fp8."""
     everything = isinstance(targets, str) and targets.lower() == ALL_LINEAR
 
     def meant(module: str) -> bool:

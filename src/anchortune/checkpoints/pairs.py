@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -18,6 +19,7 @@ from anchortune.checkpoints.names import (
     pair_names,
     parse_targets,
     refuse_fused_mismatch,
+    refuse_packed,
     select,
 )
 from anchortune.errors import CheckpointError, PairError
@@ -91,7 +93,7 @@ class Pairing:
             delta = self.aligned.read(f"{pair.aligned}.weight").value.to(working)
             other = self.base.read(f"{pair.base}.weight").value
             delta -= other
-            if not bool(torch.isfinite(delta).all()):
+            if not math.isfinite(frobenius_norm(delta)):  # a norm needs no copy, isfinite does
                 _refuse_not_finite(other, self.base, pair.base)
                 _refuse_not_finite(delta, self.aligned, pair.aligned)
             size = frobenius_norm(other)
@@ -141,6 +143,7 @@ def pair_checkpoints(aligned: Checkpoint, base: Checkpoint, targets: Targets) ->
 
 def _pair_adapter(aligned: AdapterCheckpoint, base: Checkpoint, targets: Targets) -> Pairing:
     chosen = aligned.select(targets)
+    refuse_packed(base, chosen)
     endings = [name for name in base.tensors if name.endswith(".weight")]
     present = {name.removesuffix(".weight") for name in endings}
     wanted = [name for name in chosen if name in present]
