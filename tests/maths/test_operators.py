@@ -52,7 +52,15 @@ def dense_penalty(
     seed=st.integers(0, 2**31),
 )
 def test_value_and_gradients_equal_dense_formula_and_autograd(
-    operator: Operator, side: Side, full: bool, n: int, d_out: int, d_in: int, r: int, k: int, seed: int
+    operator: Operator,
+    side: Side,
+    full: bool,
+    n: int,
+    d_out: int,
+    d_in: int,
+    r: int,
+    k: int,
+    seed: int,
 ) -> None:
     torch.manual_seed(seed)
     left, sigma, right, norm = factors(n, d_out, d_in, min(k, d_out, d_in))

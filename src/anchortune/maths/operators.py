@@ -73,9 +73,9 @@ def eigenvalues(operator: Operator, sigma: Tensor, norm: Tensor) -> Tensor:
     if operator in ("subspace", "subspace2"):
         return torch.ones_like(sigma)
     if operator == "direction":
-        return sigma / torch.linalg.vector_norm(sigma, dim=-1, keepdim=True)
+        return sigma / sigma.square().sum(dim=-1, keepdim=True).sqrt()
     if operator == "direction_global":
-        return sigma / torch.linalg.vector_norm(sigma)
+        return sigma / sigma.square().sum().sqrt()
     return torch.zeros_like(sigma)
 
 
