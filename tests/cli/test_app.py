@@ -1,0 +1,122 @@
+"""The root of the command line: light, helpful, and one line for a user's mistake."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from anchortune import __version__
+
+COMMANDS: list[tuple[str, ...]] = [
+    (),
+    ("train",),
+    ("align",),
+    ("anchor",),
+    ("anchor", "build"),
+    ("anchor", "inspect"),
+    ("anchor", "push"),
+]
+#: Not pydantic: typer loads it by itself to parse a command's options.
+HEAVY = {"torch", "numpy", "transformers", "peft", "trl", "datasets", "pandas", "matplotlib"}
+CONFIG = "model: {path: m}\ndata: {path: d.jsonl}\noutput: out\n"
+
+
+def run(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """The installed command in a fresh process; its width does not depend on the terminal."""
+    return subprocess.run(
+        [sys.executable, "-c", "from anchortune.cli.app import main; main()", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=cwd,
+        env={**os.environ, "COLUMNS": "100", "NO_COLOR": "1"},
+    )
+
+
+def mistake(*arguments: str | Path, cwd: Path) -> str:
+    """What a mistake says, after checking how it ends: code 2, one line, stdout empty."""
+    result = run(*arguments, cwd=cwd)
+    assert result.returncode == 2, result.stderr
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+    [line] = result.stderr.splitlines()
+    assert line.startswith("anchortune: ")
+    return line
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help(command: tuple[str, ...]) -> None:
+    result = run(*command, "--help")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    assert "Usage: " in result.stdout
+    assert "--help" in result.stdout
+
+
+def test_help_names_every_command() -> None:
+    top, anchor = run("-h").stdout, run("anchor", "-h").stdout
+    assert all(name in top for name in ("train", "align", "anchor"))
+    assert all(name in anchor for name in ("build", "inspect", "push"))
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_loads_nothing_heavy(command: tuple[str, ...]) -> None:
+    code = (
+        "import sys\nfrom anchortune.cli.app import app\n"
+        f"app({[*command, '--help']!r}, standalone_mode=False)\nprint(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    modules = {name.partition(".")[0] for name in done.stdout.splitlines()[-1].split()}
+    assert "anchortune" in modules
+    assert not modules & HEAVY
+
+
+def test_version() -> None:
+    result = run("--version")
+    assert (result.returncode, result.stdout) == (0, f"anchortune {__version__}\n")
+
+
+@pytest.mark.parametrize("command", ["train", "align"])
+def test_a_missing_config_is_one_line(tmp_path: Path, command: str) -> None:
+    line = mistake(command, "gone.yaml", cwd=tmp_path)
+    assert "gone.yaml: cannot read the config (No such file or directory)" in line
+
+
+def test_an_unknown_key_names_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(CONFIG + "trainig: {epochs: 1}\n")
+    assert "unknown key 'trainig'; did you mean 'training'?" in mistake(
+        "train", "c.yaml", cwd=tmp_path
+    )
+    (tmp_path / "c.yaml").write_text(CONFIG)
+    assert "unknown key 'lora.rnk'; did you mean 'rank'?" in mistake(
+        "train", "c.yaml", "--set", "lora.rnk=4", cwd=tmp_path
+    )
+
+
+def test_a_missing_model_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(CONFIG.replace("path: m", "path: ./m"))
+    assert "./m" in mistake("train", "c.yaml", "--dry-run", cwd=tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_anchor_that_is_none(tmp_path: Path) -> None:
+    assert "gone.safetensors is no file" in mistake(
+        "anchor", "inspect", "gone.safetensors", cwd=tmp_path
+    )
+
+
+def test_an_unknown_option_ends_with_two(tmp_path: Path) -> None:
+    result = run("train", "c.yaml", "--dryrun", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "--dry-run" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_no_command_shows_the_help() -> None:
+    result = run()
+    assert result.returncode == 2
+    assert "Usage: " in result.stdout + result.stderr
