@@ -183,6 +183,9 @@ def test_dora_penalises_the_low_rank_part_and_says_so(llama: Any) -> None:
     torch.testing.assert_close(penalty(), dense_of(model, anchor), rtol=1e-9, atol=0)
     assert any("DoRA" in note for note in penalty.coverage.notes)
     assert any("magnitude" in name for name in penalty.coverage.unpenalised)
+    assert penalty.movement().unpenalised == 0
+    next(p for n, p in model.named_parameters() if "magnitude" in n).data[0] += 2.0
+    assert penalty.movement().unpenalised == pytest.approx(4)
 
 
 def test_several_adapters_are_penalised_each_by_itself(llama: Any) -> None:
@@ -248,8 +251,32 @@ def test_conv1d_is_transposed_as_it_must_be(tmp_path: Path, full: bool) -> None:
 def test_what_moves_without_a_penalty_is_named(llama: Any) -> None:
     anchor = anchor_of(weights_of(llama, ("q_proj", "v_proj")))
     model = lora(llama, modules_to_save=["lm_head"])
-    coverage = bind(anchor, model).coverage
-    assert [name for name in coverage.unpenalised if "lm_head" in name]
+    penalty = bind(anchor, model)
+    assert [name for name in penalty.coverage.unpenalised if "lm_head" in name]
+    assert penalty.movement().unpenalised == 0
+    saved = next(p for n, p in model.named_parameters() if "lm_head.modules_to_save" in n)
+    saved.data[0, :2] += torch.tensor([3.0, 4.0])
+    assert penalty.movement().unpenalised == pytest.approx(25)
+
+
+def test_stacked_experts_are_refused(tmp_path: Path) -> None:
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    config = MixtralConfig(
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        num_local_experts=2,
+    )
+    model = MixtralForCausalLM(config)
+    anchor = anchor_of(weights_of(model, ("q_proj",)))
+    stacked = [n for n, p in model.named_parameters() if p.dim() == 3]
+    adapted = lora(model, target_modules=["q_proj"], target_parameters=stacked[:1])
+    with pytest.raises(AnchorError, match="target_parameters"):
+        bind(anchor, adapted)
 
 
 def test_adapted_modules_beyond_the_anchor_are_refused_by_name(llama: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -225,6 +226,28 @@ def test_eval_loss_stays_the_tasks(folder: Path, tmp_path: Path) -> None:
     with_penalty = trainer.evaluate(Rows())["eval_loss"]
     bare = InOrder(trainer.model, arguments(tmp_path / "bare"), train_dataset=Rows())
     assert with_penalty == bare.evaluate(Rows())["eval_loss"]
+
+
+def test_a_grad_scaler_scales_the_added_gradient_too(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grads = []
+    for scale in (1.0, 1024.0):
+        trainer = InOrder(adapted(folder), arguments(tmp_path), train_dataset=Rows())
+        attach(trainer, anchor_for(folder), lam=LAM)
+        for _, parameter in trainer.model.named_parameters():
+            if parameter.requires_grad:
+                parameter.data.add_(0.1)  # B = 0 has no gradient of the penalty
+        batch = next(iter(trainer.get_train_dataloader()))
+        monkeypatch.setattr(trainer.accelerator, "backward", lambda loss, **_: None)
+        trainer.current_gradient_accumulation_steps = 1  # set by the loop, which is not run here
+        scaler = SimpleNamespace(get_scale=lambda scale=scale: scale)
+        monkeypatch.setattr(trainer.accelerator, "scaler", scaler)
+        trainer.training_step(trainer.model, batch)
+        grads.append([p.grad for p in trainer.model.parameters() if p.requires_grad])
+    for plain, scaled in zip(*grads, strict=True):
+        assert float(plain.abs().max()) > 0
+        torch.testing.assert_close(scaled, plain * 1024.0)
 
 
 def test_a_greater_lambda_leaves_less_of_what_it_penalises(folder: Path, tmp_path: Path) -> None:

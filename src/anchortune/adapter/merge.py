@@ -31,4 +31,7 @@ def merge_adapter(model: Any, adapter: str | Path) -> Any:
         return wrapped.merge_and_unload(safe_merge=True).to(dtype)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise CheckpointError(f"adapter {adapter} does not load on the model ({reason[0]})") from None
+        raise CheckpointError(
+            f"adapter {adapter} does not load on the model ({reason[0]}): it belongs on the model "
+            "that it was trained on"
+        ) from None

@@ -45,12 +45,37 @@ class Target:
         return cast(nn.Parameter, lora_b.weight), cast(nn.Parameter, lora_a.weight)
 
 
+@dataclass(frozen=True)
+class Loose:
+    """A trained parameter that no penalty holds, and where it was at the binding."""
+
+    name: str
+    module: nn.Module
+    attribute: str
+    start: Tensor
+
+    def moved(self) -> float:
+        """The squared distance from its start."""
+        now = cast(Tensor, getattr(self.module, self.attribute)).detach()
+        return float((now.float() - self.start.to(now.device).float()).square().sum())
+
+
 @dataclass
 class Coverage:
-    """What a binding found: its targets, and what will move without a penalty."""
+    """What a binding found: its targets, and what will move without a penalty.
+
+    Attributes:
+        targets: the penalised modules.
+        unpenalised: names of trained parameters that are not.
+        loose: those of them that an adapter trains besides its low-rank part (``modules_to_save``,
+            biases, DoRA's magnitudes), with copies of their start, so that their movement can be
+            reported. Empty in full-parameter training, where it would copy the model.
+        notes: sentences for the person who trains.
+    """
 
     targets: list[Target] = field(default_factory=list)
     unpenalised: list[str] = field(default_factory=list)
+    loose: list[Loose] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -238,11 +263,15 @@ def cover(model: nn.Module, modules: Mapping[str, Factors]) -> Coverage:
             "no direction to anchor to"
         )
     covered = {id(p) for t in coverage.targets for p in t.parameters() if p is not None}
-    coverage.unpenalised = [
-        clean_name(name)
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad and id(parameter) not in covered
-    ]
+    for path, module in model.named_modules():
+        for attribute, parameter in module.named_parameters(recurse=False):
+            if parameter.requires_grad and id(parameter) not in covered:
+                covered.add(id(parameter))  # a tied parameter is named once
+                name = clean_name(f"{path}.{attribute}")
+                coverage.unpenalised.append(name)
+                if lora:
+                    start = parameter.detach().to("cpu", copy=True)
+                    coverage.loose.append(Loose(name, module, attribute, start))
     return coverage
 
 

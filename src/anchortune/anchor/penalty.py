@@ -8,17 +8,16 @@ autocast; gradients are added in the dtype that the parameters' gradients have.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from anchortune.anchor.binding import Coverage, Target, cover
+from anchortune.anchor.stacks import Stack, build_stacks, compute_dtype, used_rank
 from anchortune.errors import AnchorError
 from anchortune.maths import operators
-from anchortune.maths.operators import OPERATORS, SIDES, Operator, Projection, Side
+from anchortune.maths.operators import OPERATORS, SIDES, Operator, Side
 
 if TYPE_CHECKING:
     from anchortune.anchor.anchor import Anchor
@@ -36,6 +35,7 @@ class Movement(NamedTuple):
         inside: the share within the left singular subspaces.
         forwards: the share along ``+dW`` of its module (towards more alignment).
         backwards: the share along ``−dW`` (back to the base model).
+        unpenalised: ``Σ ‖Δ‖²`` of what an adapter trains besides (``Coverage.loose``); an energy.
     """
 
     energy: float
@@ -43,57 +43,7 @@ class Movement(NamedTuple):
     inside: float
     forwards: float
     backwards: float
-
-
-@dataclass
-class _Stack:
-    """Targets of one shape, dtype and device, with their constants side by side."""
-
-    targets: list[Target]
-    projection: Projection
-    unit: Tensor
-    scale: Tensor
-    start_b: list[Tensor | None]
-    start_a: list[Tensor | None]
-
-    def updates(self) -> tuple[Tensor, Tensor | None]:
-        """``(s·B, A)`` stacked (with ``−s·B₀, A₀`` beside them), or ``(W − W₀, None)``."""
-        parameters = [target.parameters() for target in self.targets]
-        dtype = self.scale.dtype
-        b = torch.stack([_plain(weight).to(dtype) for weight, _ in parameters])
-        if self.targets[0].adapter is None:
-            b = b - torch.stack([start.to(dtype) for start in self.start_b if start is not None])
-            return (b.transpose(1, 2) if self.targets[0].stored_transposed else b), None
-        a = torch.stack(
-            [_plain(weight).to(dtype) for _, weight in parameters if weight is not None]
-        )
-        if self.start_b[0] is not None:
-            b = torch.cat([b, -torch.stack([s for s in self.start_b if s is not None])], dim=2)
-            a = torch.cat([a, torch.stack([s for s in self.start_a if s is not None])], dim=1)
-        return b * self.scale[:, None, None], a
-
-    def to_parameters(self, gradient: operators.Gradients) -> list[Tensor]:
-        """Gradients in the order and shape of ``[B₁ … Bₙ, A₁ … Aₙ]`` (or of the weights)."""
-        if gradient.a is None:
-            flip = self.targets[0].stored_transposed
-            return list((gradient.b.transpose(1, 2) if flip else gradient.b).unbind())
-        rank = self.targets[0].parameters()[0].shape[1]
-        b = gradient.b[:, :, :rank] * self.scale[:, None, None]
-        return [*b.unbind(), *gradient.a[:, :rank].unbind()]
-
-    def flat_parameters(self) -> list[nn.Parameter]:
-        """The parameters in the order of ``to_parameters``."""
-        pairs = [target.parameters() for target in self.targets]
-        return [b for b, _ in pairs] + [a for _, a in pairs if a is not None]
-
-
-def _plain(parameter: Tensor) -> Tensor:
-    if type(parameter.data).__name__ == "DTensor":
-        raise AnchorError(
-            "the model's parameters are sharded (DTensor), which the penalty does not support: "
-            "train with DDP or on one device"
-        )
-    return parameter.detach()
+    unpenalised: float = 0.0
 
 
 class Penalty:
@@ -124,7 +74,7 @@ class Penalty:
         self.scaled = scaled
         self.rank = rank
         self.coverage = coverage
-        self._stacks: list[_Stack] = []
+        self._stacks: list[Stack] = []
         self._built_for: tuple[tuple[torch.device, torch.dtype], ...] = ()
 
     @torch.no_grad()
@@ -205,11 +155,13 @@ class Penalty:
         energy, inside, forwards, backwards = (
             math.fsum(float(row[i]) for row in rows) for i in range(4)
         )
+        loose = math.fsum(parameter.moved() for parameter in self.coverage.loose)
         if energy == 0:
-            return Movement(0.0, 0.0, 0.0, 0.0, 0.0)
-        return Movement(
-            energy, value / energy, inside / energy, forwards / energy, backwards / energy
+            return Movement(0.0, 0.0, 0.0, 0.0, 0.0, loose)
+        value, inside, forwards, backwards = (
+            part / energy for part in (value, inside, forwards, backwards)
         )
+        return Movement(energy, value, inside, forwards, backwards, loose)
 
     @torch.no_grad()
     def aligned_share(self) -> float:
@@ -221,7 +173,10 @@ class Penalty:
         punished = whole = 0.0
         for stack in self._ready():
             energy = torch.stack(
-                [t.factors.sigma[: self._rank_of(t)].double().square() for t in stack.targets]
+                [
+                    t.factors.sigma[: used_rank(t, self.rank)].double().square()
+                    for t in stack.targets
+                ]
             )
             if self.operator in ("gram", "none"):
                 punished += float(
@@ -245,70 +200,17 @@ class Penalty:
         ]
         return torch.stack(parts).sum()
 
-    def _ready(self) -> list[_Stack]:
+    def _ready(self) -> list[Stack]:
         """The stacks, made anew when the model has moved to another device or dtype."""
         now = tuple(
-            (p.device, _compute_dtype(p.dtype))
+            (p.device, compute_dtype(p.dtype))
             for p in (target.parameters()[0] for target in self.coverage.targets)
         )
         if now != self._built_for:
-            self._stacks = self._build(now)
+            targets = self.coverage.targets
+            self._stacks = build_stacks(targets, self.operator, self.rank, self.scaled)
             self._built_for = now
         return self._stacks
-
-    def _build(self, now: tuple[tuple[torch.device, torch.dtype], ...]) -> list[_Stack]:
-        groups: dict[tuple[object, ...], list[Target]] = {}
-        for target, (device, dtype) in zip(self.coverage.targets, now, strict=True):
-            b, a = target.parameters()
-            key = (
-                device,
-                dtype,
-                b.shape,
-                None if a is None else a.shape,
-                self._rank_of(target),
-                target.stored_transposed,
-                target.start_a is not None,
-            )
-            groups.setdefault(key, []).append(target)
-        whole = math.sqrt(
-            math.fsum(
-                float(target.factors.sigma[: self._rank_of(target)].double().square().sum())
-                for target in self.coverage.targets
-            )
-        )
-        return [self._stack(targets, whole) for targets in groups.values()]
-
-    def _rank_of(self, target: Target) -> int:
-        return min(target.factors.rank, self.rank or target.factors.rank)
-
-    def _stack(self, targets: list[Target], whole: float) -> _Stack:
-        weight = targets[0].parameters()[0]
-        like: dict[str, Any] = {"device": weight.device, "dtype": _compute_dtype(weight.dtype)}
-        rank = self._rank_of(targets[0])
-
-        def pile(pick: Callable[[Target], Tensor]) -> Tensor:
-            return torch.stack([pick(target) for target in targets]).to(**like).contiguous()
-
-        left = pile(lambda t: t.factors.left[:, :rank])
-        right = pile(lambda t: t.factors.right[:, :rank])
-        if targets[0].stored_transposed:
-            left, right = right, left
-        sigma = pile(lambda t: t.factors.sigma[:rank])
-        norm = torch.tensor([target.factors.norm for target in targets], **like)
-        if self.operator == "direction_global":
-            eigen = sigma / whole
-        else:
-            eigen = operators.eigenvalues(self.operator, sigma, norm)
-        unit = operators.eigenvalues("direction", sigma, norm)
-        scaled = self.scaled and targets[0].adapter is not None
-        scale = torch.tensor([t.scale if scaled else 1.0 for t in targets], **like)
-        full = targets[0].adapter is None
-        keep = weight.dtype if full else like["dtype"]
-        starts_b = [
-            None if t.start_b is None else t.start_b.to(weight.device, keep) for t in targets
-        ]
-        starts_a = [None if t.start_a is None else t.start_a.to(**like) for t in targets]
-        return _Stack(targets, Projection(left, right, eigen), unit, scale, starts_b, starts_a)
 
 
 class _ClosedForm(torch.autograd.Function):
@@ -331,10 +233,6 @@ class _ClosedForm(torch.autograd.Function):
                 for g, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
             ),
         )
-
-
-def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _no_autocast(device: torch.device) -> torch.autocast:
@@ -388,10 +286,9 @@ def _check_rank(penalty: Penalty, target: Target) -> None:
             f"rank {penalty.rank} is more than the {held} singular triplets that the anchor holds "
             f"of {target.name!r}: build it with a higher rank"
         )
-    if (penalty.operator, penalty.side) == ("subspace", "off") and penalty._rank_of(
-        target
-    ) >= d_out:
+    used = used_rank(target, penalty.rank)
+    if (penalty.operator, penalty.side) == ("subspace", "off") and used >= d_out:
         raise AnchorError(
-            f"operator 'subspace' at rank {penalty._rank_of(target)} keeps all {d_out} output "
-            f"directions of {target.name!r} free, so its penalty vanishes: give a lower rank"
+            f"operator 'subspace' at rank {used} keeps all {d_out} output directions of "
+            f"{target.name!r} free, so its penalty vanishes: give a lower rank"
         )

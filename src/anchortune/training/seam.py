@@ -150,7 +150,7 @@ class AsftMixin:
     def _asft_logs(self) -> dict[str, float]:
         state = self._asft
         movement: Movement = state.penalty.movement()
-        return {
+        logs = {
             "asft/penalty": movement.penalised * movement.energy,
             "asft/lam": state.lam_used,
             "asft/update_energy": movement.energy,
@@ -159,6 +159,9 @@ class AsftMixin:
             "asft/forwards_share": movement.forwards,
             "asft/backwards_share": movement.backwards,
         }
+        if state.penalty.coverage.loose:
+            logs["asft/unpenalised_energy"] = movement.unpenalised
+        return logs
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)  # type: ignore[misc]
