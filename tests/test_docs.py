@@ -1,0 +1,96 @@
+"""The documentation names what the code has: operators, log keys, options, config keys."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import typer
+
+from anchortune.config import AlignConfig, TrainConfig
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+
+
+def page(name: str) -> str:
+    return (DOCS / f"{name}.md").read_text("utf-8")
+
+
+@pytest.fixture(scope="module")
+def hook() -> ModuleType:
+    """The mkdocs hook that fills in the tables of config keys."""
+    spec = importlib.util.spec_from_file_location("hook", DOCS / "generate_config_reference.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_operator_and_log_key_is_explained() -> None:
+    from anchortune.maths.operators import OPERATORS
+    from anchortune.training import seam
+
+    method = page("method")
+    assert all(f"| `{operator}` |" in method for operator in OPERATORS)
+    keys = set(re.findall(r'"(asft/\w+)"', inspect.getsource(seam)))
+    assert len(keys) >= 7
+    assert keys == set(re.findall(r"`(asft/\w+)`", method))
+
+
+def test_every_keyword_of_attach_is_explained() -> None:
+    from anchortune import attach
+
+    names = set(inspect.signature(attach).parameters) - {"trainer"}
+    assert all(f"| `{name}` |" in page("trainers") for name in names)
+
+
+def test_every_option_of_anchor_build_is_explained() -> None:
+    from anchortune.cli.anchor import app
+
+    build = typer.main.get_command(app).commands["build"]  # type: ignore[attr-defined]
+    options = {flag for p in build.params for flag in p.opts if flag.startswith("--")}
+    assert "--target-modules" in options
+    assert not [o for o in options - {"--output"} if f"`{o}`" not in page("anchors")]
+
+
+def test_every_config_key_is_in_its_table(hook: ModuleType) -> None:
+    text = hook.fill(page("training"))
+    assert "<!--" not in text
+    for kind in (TrainConfig, AlignConfig):
+        for name, field in kind.model_fields.items():
+            assert f"| `{name}` |" in text
+            section = hook._section(field.annotation)
+            for key, inner in (section.model_fields if section else {}).items():
+                assert f"| `{key}` |" in text
+                assert inner.description is None or inner.description in text
+    assert text.count("| `beta` |") == 1
+    assert text.count("| `learning_rate` |") == 1
+    assert "| `training.learning_rate` | `5e-05` |" in text
+
+
+def test_a_key_without_a_description_is_an_error(hook: ModuleType) -> None:
+    from pydantic import BaseModel
+
+    class Bare(BaseModel):
+        key: int = 1
+
+    with pytest.raises(ValueError, match=r"Bare\.key has no description"):
+        hook.render(Bare)
+
+
+def test_links_between_pages_lead_to_headings() -> None:
+    for source in DOCS.glob("*.md"):
+        for name, anchor in re.findall(r"\]\((\w+)\.md(?:#([\w-]+))?\)", source.read_text("utf-8")):
+            target = page(name)
+            slugs = {
+                re.sub(r"[^\w\s-]", "", line.lstrip("# ").lower()).strip().replace(" ", "-")
+                for line in target.splitlines()
+                if line.startswith("#")
+            }
+            assert not anchor or anchor in slugs, f"{source.name}: {name}.md#{anchor}"
