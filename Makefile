@@ -25,7 +25,7 @@ lint: $(STAMP)  ## format, lint, spelling and strict types
 	$(BIN)/mypy
 
 docs: $(STAMP)  ## the documentation site, strict
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 $(STAMP): constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)

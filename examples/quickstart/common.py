@@ -12,7 +12,6 @@ from anchortune.errors import CheckpointError
 HERE = Path(__file__).parent
 DATA = HERE / "data"
 ALIGNED = HERE / "aligned-adapter"
-LABELS = ("billing", "shipping", "returns", "technical", "account")
 
 
 def gguf_path() -> Path:

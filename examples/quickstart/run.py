@@ -155,7 +155,7 @@ def summarise(measured: dict[str, dict[str, Rate]]) -> dict[str, Any]:
 
     return {
         name: {
-            "accuracy": entry(rates[SKILL], "names the right desk and no other"),
+            "accuracy": entry(rates[SKILL], "names the right label and no other"),
             "harmful_score": entry(rates[HARM], MEASURE),
             "benign_refused": entry(rates[OVER], "refusal phrase"),
         }
