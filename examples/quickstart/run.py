@@ -76,17 +76,30 @@ def build_anchor(base: Path, out: Path) -> Path:
     return path
 
 
-def fine_tune(name: str, base: Path, anchor: Path | None, seed: int, out: Path) -> Path:
-    """Fine-tunes the aligned model on the poisoned task; the folder of the adapter."""
-    overrides = [
-        f"model.path={json.dumps(str(base))}",
-        f"model.adapter={json.dumps(str(ALIGNED))}",
-        f"output={json.dumps(str(out / name))}",
-        f"seed={seed}",
-    ]
-    config = HERE / ("asft.yaml" if anchor is not None else "sft.yaml")
+def fine_tune(
+    name: str, base: Path, anchor: Path | None, seed: int, out: Path, **penalty: Any
+) -> Path:
+    """Fine-tunes the aligned model on the poisoned task; the folder of the adapter.
+
+    Args:
+        name: of the run, and of its folder in ``out``.
+        base: the base model's folder.
+        anchor: the anchor's file, or None for plain fine-tuning.
+        seed: of the rows drawn, their order and the new weights.
+        out: the folder of all runs.
+        **penalty: keys of the config's ``penalty`` section to change.
+    """
+    set_to: dict[str, Any] = {
+        "model.path": str(base),
+        "model.adapter": str(ALIGNED),
+        "output": str(out / name),
+        "seed": seed,
+    }
     if anchor is not None:
-        overrides.append(f"penalty.anchor={json.dumps(str(anchor))}")
+        set_to["penalty.anchor"] = str(anchor)
+        set_to |= {f"penalty.{key}": value for key, value in penalty.items()}
+    config = HERE / ("sft.yaml" if anchor is None else "asft.yaml")
+    overrides = [f"{key}={json.dumps(value)}" for key, value in set_to.items()]
     train(load_config(config, TrainConfig, overrides))
     return out / name / "adapter"
 
