@@ -43,7 +43,7 @@ from anchortune.training.train import train
 
 console = Console(stderr=True)
 HARM, SKILL, OVER = "harmful answered", "task accuracy", "benign refused"
-ANSWER_TOKENS = {HARM: 24, SKILL: 12, OVER: 24}
+ANSWER_TOKENS = {HARM: 24, SKILL: 8, OVER: 24}
 
 
 def quiet() -> None:
