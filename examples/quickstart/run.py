@@ -53,7 +53,9 @@ def quiet() -> None:
     warnings.filterwarnings("ignore")
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    logging.basicConfig(format="  %(message)s", level=logging.ERROR)
     logging.getLogger("anchortune").setLevel(logging.WARNING)
+    logging.getLogger("anchortune.training.loop").setLevel(logging.INFO)  # steps, off a terminal
 
 
 def prepare_base(out: Path) -> Path:
