@@ -248,6 +248,42 @@ def test_base_and_alignment_adapter_as_the_start(llama_base, llama_adapter, data
     assert record.inputs["model"]["adapter"]["sha256"]
 
 
+def test_the_adapter_on_a_merged_start_cannot_be_loaded_without_it(
+    llama_base, llama_adapter, data, tmp_path, caplog
+) -> None:
+    """``adapter/`` names no base; ``adapter-on-base/`` is both adapters, on the bare base."""
+    from peft import AutoPeftModelForCausalLM, PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from anchortune.adapter.merge import merge_adapter
+
+    out = tmp_path / "o"
+    start = {"adapter": str(llama_adapter)}
+    record = train(make(llama_base, data, out, model=start, lora={"rank": 3}))
+    config = json.loads((out / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] is None
+    assert str(llama_adapter) in (out / "adapter" / "README.md").read_text()
+    with pytest.raises(Exception, match=r"."):
+        AutoPeftModelForCausalLM.from_pretrained(out / "adapter")
+    assert record.outputs["path"] == "adapter"
+    assert record.outputs["on_base"]["path"] == "adapter-on-base"
+    assert read_record(out / "adapter-on-base") == record
+
+    ids = torch.arange(3, 13)[None]
+    base = AutoModelForCausalLM.from_pretrained(llama_base, dtype=torch.float32)
+    merged = merge_adapter(base, llama_adapter)
+    wanted = PeftModel.from_pretrained(merged, out / "adapter")(ids).logits
+    one = AutoPeftModelForCausalLM.from_pretrained(out / "adapter-on-base", dtype=torch.float32)
+    torch.testing.assert_close(one(ids).logits, wanted, rtol=1e-4, atol=1e-4)
+
+    dora = tiny.tiny_adapter(tmp_path / "dora", llama_base, use_dora=True)
+    options = {"model": {"adapter": str(dora)}, "training": {"max_steps": 1}}
+    record = train(make(llama_base, data, tmp_path / "p", **options))
+    assert record.outputs["on_base"] is None
+    assert not (tmp_path / "p" / "adapter-on-base").exists()
+    assert "adapter-on-base is not written (it is no plain LoRA (use_dora))" in caplog.text
+
+
 def test_align_with_every_weight_gives_a_model_in_float32(llama_base, data, tmp_path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

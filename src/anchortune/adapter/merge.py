@@ -7,7 +7,44 @@ from typing import Any
 
 import torch
 
+from anchortune.adapter.compose import CONFIG, WEIGHTS
 from anchortune.errors import CheckpointError
+
+
+def locate_adapter(adapter: str | Path) -> tuple[Path, str | None]:
+    """(the folder that holds ``adapter``, its commit on the Hub or None for a local folder).
+
+    Raises:
+        CheckpointError: there is no such adapter, or it holds pickled weights only.
+    """
+    folder, commit = Path(adapter).expanduser(), None
+    if not folder.is_dir():
+        name = str(adapter)
+        if folder.exists() or folder.is_absolute() or name.startswith((".", "~")):
+            raise CheckpointError(f"adapter {adapter} is no folder with {CONFIG} and {WEIGHTS}.")
+        folder = _snapshot(name)
+        commit = folder.name
+    for wanted in (CONFIG, WEIGHTS):
+        if not (folder / wanted).is_file():
+            pickled = any(folder.glob("adapter_model*.bin"))
+            mend = "pickled weights are not read, save it again with save_pretrained"
+            raise CheckpointError(
+                f"adapter {adapter} has no {wanted}"
+                + (f"; {mend}." if pickled else ", so it is no adapter that PEFT saved.")
+            )
+    return folder, commit
+
+
+def _snapshot(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS]))
+    except Exception as error:  # the Hub client's errors share no base class
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(
+            f"adapter {name} is no folder here and cannot be fetched from the Hub ({reason})."
+        ) from None
 
 
 def merge_adapter(model: Any, adapter: str | Path) -> Any:
@@ -21,15 +58,19 @@ def merge_adapter(model: Any, adapter: str | Path) -> Any:
         adapter: a PEFT folder or Hub id.
 
     Raises:
-        CheckpointError: the adapter cannot be read, or does not fit the model.
+        CheckpointError: the adapter cannot be read, is pickled, or does not fit the model.
     """
     from peft import PeftModel
+    from safetensors import SafetensorError
 
+    folder, _ = locate_adapter(adapter)
     dtype = model.dtype
     try:
-        wrapped = PeftModel.from_pretrained(model.to(torch.float32), str(adapter))
+        wrapped = PeftModel.from_pretrained(
+            model.to(torch.float32), str(folder), use_safetensors=True
+        )
         return wrapped.merge_and_unload(safe_merge=True).to(dtype)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise CheckpointError(
             f"adapter {adapter} does not load on the model ({reason[0]}): it belongs on the model "

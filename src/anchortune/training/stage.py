@@ -9,8 +9,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from anchortune.adapter.compose import compose, read_adapter, unname_base, write_adapter
+from anchortune.adapter.merge import locate_adapter
 from anchortune.config import AlignConfig
 from anchortune.config_io import dump_yaml
+from anchortune.errors import CheckpointError
 from anchortune.files import atomic_directory, sha256_file, write_text
 from anchortune.record import Record, now, platform_facts, read_record, versions, write_record
 from anchortune.training import loop
@@ -88,7 +91,9 @@ def run_stage(plan: Plan) -> Record:
         platform=platform_facts(),
     )
     # Beside the result too, so that it keeps its provenance when it is moved or shared alone.
-    write_record(plan.folder.path / outputs["path"], record)
+    for made in (outputs, outputs.get("on_base")):
+        if made is not None:
+            write_record(plan.folder.path / made["path"], record)
     write_record(plan.folder.path, record)
     if not plan.config.machine.keep_checkpoints:
         shutil.rmtree(plan.folder.checkpoints, ignore_errors=True)
@@ -194,20 +199,54 @@ def _save(plan: Plan, model: Any) -> dict[str, Any]:
     large part of its difference from the start, and so of an anchor built from it.
     """
     name = "model" if plan.config.lora is None else "adapter"
+    start = plan.config.model
     target = plan.folder.path / name
     with atomic_directory(target) as temporary:
         if plan.config.lora is None:
             model.save_pretrained(temporary)
         else:
             for lora in model.peft_config.values():
-                lora.base_model_name_or_path = plan.config.model.path
-                lora.revision = plan.config.model.revision
+                lora.base_model_name_or_path = start.path
+                lora.revision = start.revision
             # Embeddings are not trained, and looking whether they grew would ask the Hub.
             model.save_pretrained(temporary, save_embedding_layers=False)
+            if start.adapter is not None:
+                unname_base(temporary, start.path, start.adapter)
         plan.template.tokenizer.save_pretrained(temporary)
-    weights = sorted(path for path in target.iterdir() if path.suffix == ".safetensors")
+    outputs = _files(target)
+    if plan.config.lora is not None and start.adapter is not None:
+        outputs["on_base"] = _save_on_base(plan, target)
+    return outputs
+
+
+def _save_on_base(plan: Plan, adapter: Path) -> dict[str, Any] | None:
+    """Writes ``adapter-on-base/``: both adapters as one on the bare base; None where none can be.
+
+    Args:
+        plan: of the run.
+        adapter: the saved new adapter.
+    """
+    start = plan.config.model
+    try:
+        aligned = read_adapter(locate_adapter(str(start.adapter))[0])
+        state, config = compose(aligned, read_adapter(adapter), start.path, start.revision)
+    except CheckpointError as error:
+        logger.warning(
+            "adapter-on-base is not written (%s); merge %s and then %s", error, start.adapter,
+            adapter,
+        )  # fmt: skip
+        return None
+    target = plan.folder.path / "adapter-on-base"
+    with atomic_directory(target) as temporary:
+        write_adapter(temporary, state, config)
+        plan.template.tokenizer.save_pretrained(temporary)
+    return _files(target)
+
+
+def _files(folder: Path) -> dict[str, Any]:
+    weights = sorted(path for path in folder.iterdir() if path.suffix == ".safetensors")
     return {
-        "path": name,
+        "path": folder.name,
         "sha256": {path.name: sha256_file(path) for path in weights},
-        "bytes": sum(Path(path).stat().st_size for path in target.iterdir()),
+        "bytes": sum(path.stat().st_size for path in folder.iterdir()),
     }

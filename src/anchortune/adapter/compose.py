@@ -1,0 +1,189 @@
+"""Two LoRA adapters, the second trained on the first merged in, as one adapter on the bare base.
+
+``s₂·B₂·A₂ + s₁·B₁·A₁ = [s₁·B₁  s₂·B₂] · [A₁; A₂]``, exact but for rounding.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anchortune.errors import CheckpointError
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+
+_Factors = dict[str, tuple[Tensor, Tensor]]
+_PREFIX = "base_model.model."
+#: What makes an adapter more than s·B·A on untouched weights, by key of its config.
+_MORE = (
+    "use_dora", "modules_to_save", "lora_bias", "target_parameters", "trainable_token_indices",
+    "layer_replication", "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config",
+    "kasa_config", "monteclora_config", "velora_config", "megatron_config",
+)  # fmt: skip
+_MOVES_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
+
+
+def compose(
+    first: tuple[Mapping[str, Tensor], Mapping[str, Any]],
+    second: tuple[Mapping[str, Tensor], Mapping[str, Any]],
+    base: str | None = None,
+    revision: str | None = None,
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """One plain LoRA that does to the base what both do, one after the other.
+
+    Args:
+        first: (tensors as PEFT saves them, ``adapter_config.json``) of the adapter on the base.
+        second: the same of the adapter on the base with ``first`` merged in.
+        base: the bare base model, named in the result.
+        revision: the base's.
+
+    Returns:
+        The tensors, in float32, and the config: scales are folded into B, so that every module's
+        own alpha is its rank.
+
+    Raises:
+        CheckpointError: one of them is more than s·B·A (DoRA, biases, saved modules, …), or they
+            do not fit each other.
+    """
+    parts = [_factors(*first), _factors(*second)]
+    state: dict[str, Tensor] = {}
+    ranks: dict[str, int] = {}
+    for module in sorted(set(parts[0]) | set(parts[1])):
+        held = [part[module] for part in parts if module in part]
+        if len({(a.shape[1], b.shape[0]) for a, b in held}) > 1:
+            raise CheckpointError(f"the two adapters have other shapes at {module}")
+        a, b = torch.cat([a for a, _ in held]), torch.cat([b for _, b in held], dim=1)
+        state[f"{_PREFIX}{module}.lora_A.weight"] = a.contiguous()
+        state[f"{_PREFIX}{module}.lora_B.weight"] = b.contiguous()
+        ranks[module] = a.shape[0]
+    most = max(ranks.values())
+    others = {module: rank for module, rank in ranks.items() if rank != most}
+    return state, {
+        "peft_type": "LORA",
+        "task_type": second[1].get("task_type") or first[1].get("task_type"),
+        "base_model_name_or_path": base,
+        "revision": revision,
+        "inference_mode": True,
+        "r": most,
+        "lora_alpha": most,
+        "rank_pattern": others,
+        "alpha_pattern": others,
+        "target_modules": sorted(ranks),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "use_rslora": False,
+        "init_lora_weights": True,
+        "fan_in_fan_out": bool(
+            first[1].get("fan_in_fan_out") or second[1].get("fan_in_fan_out")
+        ),
+    }  # fmt: skip
+
+
+def read_adapter(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors, config) of a PEFT folder.
+
+    Raises:
+        CheckpointError: they cannot be read.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        return load_file(folder / WEIGHTS), config
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"adapter {folder} cannot be read: {error}") from None
+
+
+def write_adapter(folder: Path, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+    """Writes both files of a PEFT folder into ``folder``, which exists."""
+    from safetensors.torch import save_file
+
+    save_file(dict(state), folder / WEIGHTS, metadata={"format": "pt"})
+    text = json.dumps(dict(config), indent=2, ensure_ascii=False)
+    (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
+
+
+def unname_base(folder: Path, base: str, aligned: str) -> None:
+    """Takes the base's name out of a saved adapter that belongs on base + ``aligned``.
+
+    PEFT would load the base by that name, without ``aligned``, and say nothing.
+    """
+    path = folder / CONFIG
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config.update(base_model_name_or_path=None, revision=None)
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(
+        f"""# An adapter on a merged model
+
+It was trained on `{base}` with the adapter `{aligned}` merged in, and does what it should only
+there: on `{base}` alone the alignment is missing. So its config names no base model. Merge first:
+
+```python
+from anchortune.adapter.merge import merge_adapter
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+model = merge_adapter(AutoModelForCausalLM.from_pretrained("{base}"), "{aligned}")
+model = PeftModel.from_pretrained(model, "adapter")
+```
+
+Where `adapter-on-base/` lies beside this folder, it holds both adapters as one, and loads on
+`{base}` with PEFT alone.
+""",
+        encoding="utf-8",
+    )
+
+
+def _factors(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> _Factors:
+    """``(A, s·B)`` in float32 by module, without PEFT's prefix."""
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        raise CheckpointError(f"it is {kind}, not LORA")
+    more = [key for key in _MORE if config.get(key)]
+    if config.get("bias", "none") != "none":
+        more.append("bias")
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(_MOVES_BASE):
+        more.append(f"init_lora_weights: {start}")
+    if more:
+        raise CheckpointError(f"it is no plain LoRA ({', '.join(more)})")
+    found: _Factors = {}
+    for name, a in state.items():
+        match = re.fullmatch(r"(?:base_model\.model\.)?(.+)\.lora_([AB])\.weight", name)
+        if match is None or a.ndim != 2:
+            raise CheckpointError(f"it holds {name}, which is no plain LoRA matrix")
+        if match[2] == "B":
+            continue
+        b = state.get(name.replace(".lora_A.", ".lora_B."))
+        if b is None:
+            raise CheckpointError(f"it holds {name} without its lora_B")
+        module = match[1]
+        found[module] = (a.float(), b.float() * _scale(config, module, a.shape[0]))
+    if not found:
+        raise CheckpointError("it holds no lora_A and lora_B")
+    return found
+
+
+def _scale(config: Mapping[str, Any], module: str, held: int) -> float:
+    rank = int(_pattern(config, "rank_pattern", module, config.get("r", 8)))
+    if rank != held:
+        raise CheckpointError(f"{module} has rank {held} and its config says {rank}")
+    alpha = float(_pattern(config, "alpha_pattern", module, config.get("lora_alpha", 8)))
+    return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
+
+
+def _pattern(config: Mapping[str, Any], key: str, module: str, default: Any) -> Any:
+    """The value of the first pattern that fits ``module``, matched as PEFT does it."""
+    for pattern, value in (config.get(key) or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return default
