@@ -385,6 +385,45 @@ def test_models_that_are_none(data, tmp_path) -> None:
         plan_stage(make(pickled, data, tmp_path / "o"))
 
 
+def test_pickled_weights_are_not_read_beside_safetensors_of_an_adapter(
+    llama_base, llama_adapter, data, tmp_path
+) -> None:
+    """Neither as the model nor as model.adapter; a model folder that is an adapter too is none."""
+    model = tmp_path / "model"
+    model.mkdir()
+    shutil.copy(llama_base / "config.json", model)
+    shutil.copy(llama_adapter / "adapter_model.safetensors", model)
+    torch.save({}, model / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="pickled weights are not read"):
+        plan_stage(make(model, data, tmp_path / "o"))
+    shutil.copytree(llama_base, tmp_path / "both")
+    shutil.copy(llama_adapter / "adapter_config.json", tmp_path / "both")
+    with pytest.raises(CheckpointError, match="it holds an adapter"):
+        plan_stage(make(tmp_path / "both", data, tmp_path / "o"))
+
+
+@pytest.mark.parametrize(
+    ("file", "reason"),
+    [
+        ("adapter_model.safetensors", "; pickled weights are not read"),
+        ("adapter_config.json", ", so it is no adapter"),
+    ],
+)
+def test_a_pickled_or_broken_adapter_is_refused(
+    llama_base, llama_adapter, tmp_path, file: str, reason: str
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from anchortune.adapter.merge import merge_adapter
+
+    adapter = Path(shutil.copytree(llama_adapter, tmp_path / "a"))
+    torch.save(tensors(adapter), adapter / "adapter_model.bin")
+    (adapter / file).unlink()
+    base = AutoModelForCausalLM.from_pretrained(llama_base)
+    with pytest.raises(CheckpointError, match=f"no {file}{reason}"):
+        merge_adapter(base, adapter)
+
+
 def test_several_processes_are_pointed_to_attach(llama_aligned, data, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(TrainingError, match="runs in one process"):

@@ -26,7 +26,7 @@ def locate_adapter(adapter: str | Path) -> tuple[Path, str | None]:
         commit = folder.name
     for wanted in (CONFIG, WEIGHTS):
         if not (folder / wanted).is_file():
-            pickled = any(folder.glob("adapter_model*.bin"))
+            pickled = wanted == WEIGHTS and any(folder.glob("*.bin"))
             mend = "pickled weights are not read, save it again with save_pretrained"
             raise CheckpointError(
                 f"adapter {adapter} has no {wanted}"

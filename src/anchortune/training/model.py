@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from anchortune.adapter.merge import merge_adapter
+from anchortune.checkpoints.index import INDEX, SINGLE
 from anchortune.config import LoraSection, MachineSection, ModelSection
 from anchortune.errors import CheckpointError, TrainingError
 from anchortune.files import sha256_file
@@ -115,12 +116,17 @@ def locate(section: ModelSection) -> Place:
             raise CheckpointError(
                 f"{section.path}: no config.json in it, so it is no model folder."
             )
-        if not any(path.glob("*.safetensors")):
+        if (path / "adapter_config.json").is_file():  # transformers would load its base instead
             raise CheckpointError(
-                f"{section.path}: no .safetensors in it; pickled weights are not read, save them "
-                "again with save_pretrained."
+                f"{section.path}: it holds an adapter; give its base as model.path and the "
+                "adapter, in a folder of its own, as model.adapter."
             )
-        return Place(str(path), options)
+        if not any((path / name).is_file() for name in (SINGLE, INDEX)):
+            raise CheckpointError(
+                f"{section.path}: neither {SINGLE} nor {INDEX} in it; pickled weights are not "
+                "read, save them again with save_pretrained."
+            )
+        return Place(str(path), {**options, "use_safetensors": True})
     if path.is_absolute() or section.path.startswith((".", "~")) or section.path.count("/") > 1:
         raise CheckpointError(f"{section.path}: no such model folder or file.")
     return Place(section.path, {**options, "revision": section.revision, "use_safetensors": True})
@@ -180,6 +186,7 @@ def load_model(section: ModelSection, numbers: Numbers, *, four_bit: bool = Fals
         CheckpointError: it cannot be loaded, or the adapter does not fit.
         TrainingError: an adapter is to be merged into 4-bit weights.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     place = locate(section)
@@ -196,7 +203,7 @@ def load_model(section: ModelSection, numbers: Numbers, *, four_bit: bool = Fals
     dtype = torch.float32 if section.adapter is not None else numbers.weights
     try:
         model = AutoModelForCausalLM.from_pretrained(place.folder, dtype=dtype, **options)
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise _refused(section, error) from None
     if place.gguf is not None:
         _clear_quantisation(model)
