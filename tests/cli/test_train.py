@@ -60,6 +60,29 @@ def test_the_result_is_on_stdout_and_the_rest_is_not(config: Path, command: str)
     assert len(again.stdout.splitlines()) == 2
 
 
+def test_few_log_lines_still_hold_the_last_step(config: Path) -> None:
+    sets = ("--set", "training.max_steps=4", "--set", "machine.logging_steps=100")
+    result = call("train", str(config), *sets)
+    assert "4 steps in" in result.stdout
+    assert "loss" in result.stdout
+    log = (config.parent / "out" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in log] == [1, 4]
+
+
+def test_a_run_without_a_late_loss_is_told_without_it(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from anchortune.training import stage
+
+    metrics = stage._metrics
+    monkeypatch.setattr(
+        stage, "_metrics", lambda *given: metrics(*given) | {"loss_last_tenth": None}
+    )
+    result = call("train", str(config), "--set", "training.max_steps=1")
+    assert result.stdout.splitlines()[1].startswith("1 steps in ")
+    assert ", loss" not in result.stdout
+
+
 def test_a_mistake_names_the_key(config: Path) -> None:
     with pytest.raises(ConfigError, match="did you mean 'max_steps'"):
         call("train", str(config), "--set", "training.max_step=1")

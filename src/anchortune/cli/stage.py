@@ -40,10 +40,8 @@ def run(
         return
     loss = record.metrics["loss_last_tenth"]
     typer.echo(f"{plan.folder.path / record.outputs['path']}")
-    typer.echo(
-        f"{record.metrics['steps']} steps in {record.timings['train_s']:.0f} s, "
-        f"loss {loss:.4f} over the last tenth"
-    )
+    told = "" if loss is None else f", loss {loss:.4f} over the last tenth"
+    typer.echo(f"{record.metrics['steps']} steps in {record.timings['train_s']:.0f} s{told}")
 
 
 def _log_to_stderr() -> None:

@@ -161,7 +161,9 @@ class Journal(TrainerCallback):  # type: ignore[misc]
         self._spoke = time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Moves the bar."""
+        """Moves the bar; the last step is logged, whatever ``logging_steps`` is."""
+        if state.global_step >= state.max_steps:
+            control.should_log = True
         if self._bar is not None:
             self._bar.update(self._task, completed=state.global_step)
 
