@@ -19,7 +19,7 @@ Count = Annotated[int, Field(ge=1)]
 class Section(BaseModel):
     """A section of a config: unknown keys are refused, types are not coerced."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class ModelSection(Section):
@@ -198,7 +198,9 @@ class _Stage(Section):
     )
     training: TrainingSection = Field(default_factory=TrainingSection)
     machine: MachineSection = Field(default_factory=MachineSection)
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="Of data order, dropout and weights.")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
+        0, description="Of data order, dropout and weights."
+    )
     output: str = Field(description="The run's folder; a run cut short there is resumed.")
 
     @model_validator(mode="after")

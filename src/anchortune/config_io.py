@@ -235,6 +235,8 @@ def _sentence(error: ValidationError, kind: type[BaseModel]) -> str:
         return f"{prefix}{str(problem['msg']).removeprefix('Value error, ')}."
     if problem["type"] == "too_short":
         return f"{name}: expected at least 1 item, found none."
+    if problem["type"] == "finite_number":
+        return f"{name}: expected a finite number, found {problem['input']}."
     bounds = problem.get("ctx", {})
     limits = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
     for mark, word in limits.items():

@@ -26,6 +26,21 @@ def sha256_file(path: str | Path) -> str:
         return _digest(stream)
 
 
+def why_not_writable(path: str | Path) -> str | None:
+    """Why no file can be written at ``path``, its folders made where missing; None if one can."""
+    final = Path(path)
+    if final.is_dir():
+        return "it is a folder; name a file"
+    place = final.absolute().parent
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        return f"{place} is no folder"
+    if not os.access(place, os.W_OK | os.X_OK):
+        return f"{place} may not be written to"
+    return None
+
+
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """A temporary path beside ``path``, renamed to it on success and removed after an exception.

@@ -109,6 +109,41 @@ def test_an_anchor_that_is_none(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [("folder", "it is a folder; name a file"), ("file/a.safetensors", "file is no folder")],
+)
+def test_an_output_that_cannot_be_written_is_refused_before_any_work(
+    tmp_path: Path, output: str, reason: str
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    parents = ("--aligned", "./gone", "--base", "./gone")
+    line = mistake("anchor", "build", *parents, "-o", output, cwd=tmp_path)
+    assert line.endswith(reason)
+
+
+def test_an_error_of_the_system_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    from anchortune.cli import app as root
+
+    def ends(error: Exception) -> int:
+        def fail() -> None:
+            raise error
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(root, "app", fail)
+            with pytest.raises(SystemExit) as stopped:
+                root.main()
+        return int(stopped.value.code or 0)
+
+    assert ends(PermissionError(13, "Permission denied", "out/record.json")) == 2
+    assert capsys.readouterr().err == "anchortune: out/record.json: Permission denied\n"
+    assert ends(OSError("first\nsecond")) == 2
+    assert capsys.readouterr().err == "anchortune: first\n"
+    with pytest.raises(BrokenPipeError):
+        ends(BrokenPipeError(32, "Broken pipe"))
+
+
 def test_an_unknown_option_ends_with_two(tmp_path: Path) -> None:
     result = run("train", "c.yaml", "--dryrun", cwd=tmp_path)
     assert result.returncode == 2

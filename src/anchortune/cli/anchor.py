@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from anchortune.errors import AnchorError
+from anchortune.files import why_not_writable
 
 if TYPE_CHECKING:
     from anchortune.anchor.anchor import Anchor
@@ -51,6 +52,7 @@ def build(
     as_json: AsJson = False,
 ) -> None:
     """Build an anchor: the low-rank factors of aligned - base, streamed by name."""
+    _refuse_unwritable("-o", output)
     limit = parse_rank(rank)
     targets = parse_target_modules(target_modules)
     from rich.console import Console
@@ -90,6 +92,8 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Show each module's figures, what each operator would punish, and warnings."""
+    if plot is not None:
+        _refuse_unwritable("--plot", plot)
     from anchortune.anchor.anchor import Anchor
     from anchortune.anchor.inspect import inspect_anchor, plot_anchor
 
@@ -146,6 +150,12 @@ def parse_target_modules(value: str) -> list[str] | str:
     if value == "all-linear" or any(sign in value for sign in "*^$[(\\|+?"):
         return value
     return [name.strip() for name in value.split(",")]
+
+
+def _refuse_unwritable(option: str, path: Path) -> None:
+    reason = why_not_writable(path)
+    if reason is not None:
+        raise AnchorError(f"{option} {path} cannot be written: {reason}")
 
 
 def _print_built(anchor: Anchor, output: Path, as_json: bool) -> None:

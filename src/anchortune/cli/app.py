@@ -48,3 +48,10 @@ def main() -> None:
     except AnchortuneError as error:
         typer.echo(f"anchortune: {error}", err=True)
         sys.exit(error.exit_code)
+    except BrokenPipeError:  # the reader of stdout has gone; nobody made a mistake
+        raise
+    except OSError as error:
+        reason = error.strerror or (str(error).splitlines() or [type(error).__name__])[0]
+        place = f"{error.filename}: " if error.filename is not None else ""
+        typer.echo(f"anchortune: {place}{reason}", err=True)
+        sys.exit(AnchortuneError.exit_code)
