@@ -159,6 +159,55 @@ def test_resume_after_a_kill_equals_no_interruption(
     assert logs[0] == logs[1]
 
 
+@pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
+def test_resume_after_the_last_step_trains_no_further(
+    llama_aligned, data, tmp_path, monkeypatch, full: bool
+) -> None:
+    """Here max_steps ends inside the second epoch; the process dies before the result is saved."""
+    from anchortune.training import stage
+
+    held = tmp_path / "held.jsonl"
+    held.write_text('{"prompt": "other", "completion": "thing"}')
+    options: dict[str, Any] = {
+        "training": {"max_steps": 4, "schedule": "constant"},
+        "machine": {"save_steps": 4},
+        "eval_data": {"path": str(held)},
+    }
+    if full:
+        options["lora"] = None
+    whole = train(make(llama_aligned, data, tmp_path / "whole", **options))
+    config = make(llama_aligned, data, tmp_path / "part", **options)
+
+    def die(*given: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "_save", die)
+        with pytest.raises(Killed):
+            train(config)
+    record = train(config)
+    name = "model" if full else "adapter"
+    assert same(tmp_path / "whole" / name, tmp_path / "part" / name)
+    assert record.metrics == {**whole.metrics, "resumed_from_step": 4}
+
+
+@pytest.mark.parametrize("file", ["optimizer.pt", "adapter_model.safetensors"])
+def test_a_checkpoint_cut_short_says_what_to_delete(
+    llama_aligned, data, tmp_path, monkeypatch, file: str
+) -> None:
+    config = make(llama_aligned, data, tmp_path / "o", machine={"save_steps": 1})
+    with monkeypatch.context() as patch:
+        kill_at(patch, 3)
+        with pytest.raises(Killed):
+            train(config)
+    last = tmp_path / "o" / "checkpoints" / "checkpoint-2"
+    (last / file).write_bytes((last / file).read_bytes()[:-100])
+    with pytest.raises(TrainingError, match=rf"{file} is cut short; delete .*checkpoint-2 to go"):
+        train(config)
+    shutil.rmtree(last)
+    assert train(config).metrics["resumed_from_step"] == 1
+
+
 def test_a_complete_run_is_not_repeated_and_another_is_refused(llama_aligned, data, tmp_path):
     first = train(make(llama_aligned, data, tmp_path / "o", training={"max_steps": 1}))
     again = train(make(llama_aligned, data, tmp_path / "o", training={"max_steps": 1}))

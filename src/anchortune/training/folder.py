@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zipfile
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,16 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     for key, item in items:
         found.update(_flat(item, f"{prefix}.{key}" if prefix else str(key)))
     return found if items else {prefix: value}
+
+
+def _is_safetensors(file: Path) -> bool:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt"):
+            return True
+    except (SafetensorError, OSError):
+        return False
 
 
 class RunFolder:
@@ -103,6 +114,25 @@ class RunFolder:
             if number.isdigit() and state.get("global_step") == int(number):
                 found.append((int(number), folder))
         return max(found)[1] if found else None
+
+    def check_checkpoint(self, checkpoint: Path) -> None:
+        """Raises where a file of ``checkpoint`` is cut short; only headers are read.
+
+        Raises:
+            TrainingError: naming the file, and the folder to delete.
+        """
+        for file in sorted(checkpoint.iterdir()):
+            if file.suffix in {".pt", ".pth"} and not zipfile.is_zipfile(file):
+                whole = False  # torch.save writes a zip, whose directory comes last
+            elif file.suffix == ".safetensors":
+                whole = _is_safetensors(file)
+            else:
+                continue
+            if not whole:
+                raise TrainingError(
+                    f"{file} is cut short; delete {checkpoint} to go on from the checkpoint "
+                    "before it, or from the start."
+                )
 
     def trim_log(self, step: int) -> None:
         """Drops the log's lines past ``step``, which are about to be trained again."""

@@ -39,6 +39,9 @@ def run_stage(plan: Plan) -> Record:
     if plan.state is State.COMPLETE:
         logger.info("%s is complete; nothing to do", plan.folder.path)
         return read_record(plan.folder.path)
+    checkpoint = plan.folder.last_checkpoint()
+    if checkpoint is not None:
+        plan.folder.check_checkpoint(checkpoint)
     plan.folder.claim()
     write_text(plan.folder.path / "config.yaml", dump_yaml(plan.config))
     timings = dict(plan.timings)
@@ -50,14 +53,18 @@ def run_stage(plan: Plan) -> Record:
     trainer = make_trainer(plan, model, journal)
     penalty = attach_penalty(plan, trainer)
 
-    checkpoint = plan.folder.last_checkpoint()
     resumed = int(checkpoint.name.rsplit("-", 1)[-1]) if checkpoint is not None else 0
     plan.folder.trim_log(resumed)
     if checkpoint is not None:
         logger.info("resuming %s from step %d", plan.folder.path, resumed)
     started = time.perf_counter()
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
+        if checkpoint is not None and resumed >= plan.steps:
+            _restore(trainer, checkpoint)
+        else:
+            trainer.train(
+                resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None
+            )
     finally:
         journal.close()
     timings["train_s"] = time.perf_counter() - started
@@ -175,6 +182,14 @@ def attach_penalty(plan: Plan, trainer: Any) -> dict[str, Any] | None:
     resolved = settings(section)
     attach(trainer, plan.anchor, **resolved)
     return resolved
+
+
+def _restore(trainer: Any, checkpoint: Path) -> None:
+    """Weights and state of the last step, from which ``Trainer.train`` would go one step on."""
+    from transformers.trainer_callback import TrainerState
+
+    trainer._load_from_checkpoint(str(checkpoint))
+    trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
 
 
 def _metrics(plan: Plan, trainer: Any) -> dict[str, Any]:
