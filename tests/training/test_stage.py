@@ -281,6 +281,60 @@ def test_an_anchor_of_other_weights_is_refused(
     assert plan(other, allow_other_start=True).anchor_facts["start"] == "other"
 
 
+def test_a_revision_of_a_local_path_does_not_turn_the_check_off(
+    llama_aligned, llama_base, data, anchor, tmp_path
+) -> None:
+    def plan(model: dict[str, Any], **penalty: Any) -> Any:
+        penalty = {"anchor": str(anchor), **penalty}
+        return plan_stage(make(llama_base, data, tmp_path / "o", model=model, penalty=penalty))
+
+    with pytest.raises(CheckpointError, match=r"model\.revision is for a Hub id"):
+        plan({"revision": "main"})
+    with pytest.raises(AnchorError, match=r"penalty\.revision is for a Hub id"):
+        plan({"path": str(llama_aligned)}, revision="main")
+
+
+def test_one_parent_that_is_certainly_another_is_enough(
+    llama_aligned, llama_base, llama_adapter, data, anchor, tmp_path, monkeypatch
+) -> None:
+    """The base is stored in a way that cannot be compared; the aligned model's hash is known."""
+    from anchortune.training import anchored
+
+    blind: list[str] = []
+    digest = anchored._is_start
+
+    def is_start(parent: Any, under: Any, *rest: Any) -> bool | None:
+        name = "aligned" if under is not None else "base"
+        return None if name in blind else digest(parent, under, *rest)
+
+    monkeypatch.setattr(anchored, "_is_start", is_start)
+    other = tiny.tiny_llama(tmp_path / "other", seed=9, tokenizer=True)
+
+    def start(model: Path, *unknown: str, **penalty: Any) -> str:
+        blind[:] = unknown
+        config = make(model, data, tmp_path / "o", penalty={"anchor": str(anchor), **penalty})
+        return str(plan_stage(config).anchor_facts["start"])
+
+    for side in ("off", "along"):
+        with pytest.raises(AnchorError, match="other weights than the one"):
+            start(other, "base", side=side)
+        assert start(llama_aligned, "base", side=side) == "aligned"
+        assert start(other, "aligned", "base", side=side) == "unverified"
+    assert start(other, "aligned") == "unverified"
+
+
+def test_another_alignment_adapter_than_the_anchors_is_refused(
+    llama_base, llama_adapter, data, tmp_path
+) -> None:
+    path = tmp_path / "anchor.safetensors"
+    targets = ["q_proj", "v_proj"]
+    Anchor.from_checkpoints(llama_adapter, llama_base, target_modules=targets).save(path)
+    other = tiny.tiny_adapter(tmp_path / "other", llama_base, seed=8)
+    changes = {"model": {"adapter": str(other)}, "penalty": {"anchor": str(path)}}
+    with pytest.raises(AnchorError, match="other weights than the one"):
+        plan_stage(make(llama_base, data, tmp_path / "o", **changes))
+
+
 def test_base_and_alignment_adapter_as_the_start(llama_base, llama_adapter, data, tmp_path) -> None:
     """The start is the base with the adapter merged in float32, and the anchor knows it."""
     path = tmp_path / "anchor.safetensors"

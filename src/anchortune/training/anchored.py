@@ -31,6 +31,11 @@ def load_anchor(
     section = config.penalty
     path = Path(section.anchor).expanduser()
     if path.is_file() or path.suffix == ".safetensors":
+        if section.revision is not None:
+            raise AnchorError(
+                f"{section.anchor}: penalty.revision is for a Hub id and this is a local file; "
+                "leave it out."
+            )
         anchor = Anchor.load(path)
     else:
         anchor = Anchor.from_pretrained(section.anchor, revision=section.revision)
@@ -108,7 +113,8 @@ def check_start(anchor: Anchor, config: TrainConfig) -> str:
     is the one that the harmful model was made from, the anchor's base.
 
     Raises:
-        AnchorError: it is neither, or the wrong one, and ``allow_other_start`` is not set.
+        AnchorError: it is the wrong one, or none that could be compared is the start, and
+            ``allow_other_start`` is not set.
     """
     section = config.penalty or PenaltySection(anchor="")
     metadata = anchor.metadata
@@ -127,12 +133,14 @@ def check_start(anchor: Anchor, config: TrainConfig) -> str:
             f"model.path {config.model.path} is the base that {section.anchor} was built from, but "
             "AsFT starts from the aligned model; name that one, or set penalty.allow_other_start."
         )
-    if None in found.values():
+    # Every wanted parent that can be compared is certainly another: the rest proves nothing.
+    if all(found[parent] is None for parent in wanted):
         return UNVERIFIED
+    others = "either" if None not in found.values() else "the one that it can be compared with"
     raise AnchorError(
         f"{section.anchor} was built from {metadata.aligned.id} and {metadata.base.id}, and "
-        f"model.path {config.model.path} holds other weights than either; build an anchor for this "
-        "model, or set penalty.allow_other_start."
+        f"model.path {config.model.path} holds other weights than {others}; build an anchor for "
+        "this model, or set penalty.allow_other_start."
     )
 
 
@@ -155,7 +163,9 @@ def _is_start(
             return None
         adapter = _digest(model.adapter, None, "lora", modules)
         base = _is_start(under, None, anchor, model.model_copy(update={"adapter": None}))
-        return None if base is None or adapter is None else base and adapter == parent.sha256
+        if base is False or (adapter is not None and adapter != parent.sha256):
+            return False
+        return None if base is None or adapter is None else True
     if model.adapter is not None:
         return None
     found = _digest(model.path, model.revision, parent.kind, modules)

@@ -107,6 +107,11 @@ def locate(section: ModelSection) -> Place:
     """
     path = Path(section.path).expanduser()
     options: dict[str, Any] = {"trust_remote_code": section.trust_remote_code}
+    if path.exists() and section.revision is not None:
+        raise CheckpointError(
+            f"{section.path}: model.revision is for a Hub id and this is a local path; "
+            "leave it out."
+        )
     if path.is_file():
         if path.suffix != ".gguf":
             raise CheckpointError(f"{section.path}: a model is a folder, a .gguf file or a Hub id.")
