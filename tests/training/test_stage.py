@@ -228,6 +228,40 @@ def test_changed_data_under_the_same_name_is_another_run(llama_aligned, data, tm
         train(make(llama_aligned, copy, tmp_path / "o", training={"max_steps": 1}))
 
 
+def test_changed_configs_of_model_and_adapter_are_another_run(
+    llama_base, llama_adapter, data, tmp_path
+) -> None:
+    """The weights are the same; what is computed with them is not."""
+    model = Path(shutil.copytree(llama_base, tmp_path / "model"))
+    adapter = Path(shutil.copytree(llama_adapter, tmp_path / "adapter"))
+    config = make(model, data, tmp_path / "o", model={"adapter": str(adapter)})
+    plan = plan_stage(config)
+    plan.folder.claim()
+    assert plan_stage(config).state.value == "unfinished"
+    for file, key, value, named in (
+        (model / "config.json", "rope_theta", 5e5, r"sha256\.config was"),
+        (adapter / "adapter_config.json", "lora_alpha", 99, r"sha256\.adapter\.config_sha256 was"),
+    ):
+        before = file.read_text()
+        file.write_text(json.dumps({**json.loads(before), key: value}))
+        with pytest.raises(TrainingError, match=named):
+            plan_stage(config)
+        file.write_text(before)
+
+
+def test_the_commit_of_a_hub_adapter_is_recorded(llama_base, llama_adapter, tmp_path, monkeypatch):
+    import huggingface_hub
+
+    from anchortune.config import ModelSection
+    from anchortune.training.model import identity
+
+    folder = Path(shutil.copytree(llama_adapter, tmp_path / "c0ffee"))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: str(folder))
+    found = identity(ModelSection(path=str(llama_base), adapter="org/adapter"))
+    assert found["adapter"]["revision"] == "c0ffee"
+    assert len(found["adapter"]["sha256"]) == len(found["adapter"]["config_sha256"]) == 64
+
+
 def test_accumulation_is_how_not_what(llama_aligned, data, tmp_path) -> None:
     options = {"lora": {"dropout": 0.0}}
     train(make(llama_aligned, data, tmp_path / "a", **options))
@@ -474,6 +508,23 @@ def test_mistakes_are_refused_before_any_work(
     with pytest.raises(error, match=message):
         plan_stage(make(llama_aligned, data, tmp_path / "o", **changes))
     assert not (tmp_path / "o").exists()
+
+
+def test_a_dry_run_opens_the_alignment_adapter(llama_base, llama_adapter, data, tmp_path) -> None:
+    def plan(adapter: Any) -> None:
+        plan_stage(make(llama_base, data, tmp_path / "o", model={"adapter": str(adapter)}))
+
+    with pytest.raises(CheckpointError, match="gone is no folder with adapter_config"):
+        plan(tmp_path / "gone")
+    for file, text in (
+        ("adapter_config.json", "{"), ("adapter_config.json", "{}"),
+        ("adapter_model.safetensors", "short"),
+    ):  # fmt: skip
+        broken = tmp_path / f"{file}-{len(text)}"
+        shutil.copytree(llama_adapter, broken)
+        (broken / file).write_text(text)
+        with pytest.raises(CheckpointError, match=file):
+            plan(broken)
 
 
 def test_models_that_are_none(data, tmp_path) -> None:

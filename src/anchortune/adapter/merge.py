@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,28 @@ def locate_adapter(adapter: str | Path) -> tuple[Path, str | None]:
                 + (f"; {mend}." if pickled else ", so it is no adapter that PEFT saved.")
             )
     return folder, commit
+
+
+def check_adapter(adapter: str | Path) -> tuple[Path, str | None]:
+    """As ``locate_adapter``, its config and the header of its weights read as well.
+
+    Raises:
+        CheckpointError: there is no such adapter, or one of its files is broken.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    folder, commit = locate_adapter(adapter)
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"adapter {adapter}: {CONFIG} cannot be read ({error}).") from None
+    if not isinstance(config, dict) or "peft_type" not in config:
+        raise CheckpointError(f"adapter {adapter}: {CONFIG} names no peft_type; get it again.")
+    try:
+        with safe_open(folder / WEIGHTS, framework="pt"):
+            return folder, commit
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"adapter {adapter}: {WEIGHTS} cannot be read ({error}).") from None
 
 
 def _snapshot(name: str) -> Path:

@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-from anchortune.adapter.merge import merge_adapter
+from anchortune.adapter.compose import CONFIG, WEIGHTS
+from anchortune.adapter.merge import check_adapter, merge_adapter
 from anchortune.checkpoints.index import INDEX, SINGLE
 from anchortune.config import LoraSection, MachineSection, ModelSection
 from anchortune.errors import CheckpointError, TrainingError
@@ -286,7 +287,11 @@ def identity(section: ModelSection) -> dict[str, Any]:
     """Which weights a model section names: path, revision, and hashes of the files' content.
 
     ``sha256`` is taken over the SHA-256 of each weights file, in order of name, so that it does
-    not depend on where the files lie; for one file, ``files`` holds its own as well.
+    not depend on where the files lie; for one file, ``files`` holds its own as well. The configs
+    are hashed besides, for they say what is computed with the weights.
+
+    Raises:
+        CheckpointError: the model or its adapter is not there, or the adapter cannot be read.
     """
     place = locate(section)
     found: dict[str, Any] = {"path": section.path, "revision": section.revision}
@@ -297,15 +302,18 @@ def identity(section: ModelSection) -> dict[str, Any]:
         if not folder.is_dir():
             folder, found["revision"] = _snapshot(section)
         files = sorted(file for pattern in _WEIGHTS for file in folder.glob(pattern))
+        found["config_sha256"] = sha256_file(folder / "config.json")
     hashes = {file.name: sha256_file(file) for file in files}
     found["files"] = hashes
     found["sha256"] = _hash(hashes)
     if section.adapter is not None:
-        adapter = Path(section.adapter).expanduser()
-        found["adapter"] = {"path": section.adapter}
-        if adapter.is_dir():
-            weights = sorted(adapter.glob("adapter_model.safetensors"))
-            found["adapter"]["sha256"] = _hash({file.name: sha256_file(file) for file in weights})
+        adapter, commit = check_adapter(section.adapter)
+        found["adapter"] = {
+            "path": section.adapter,
+            "revision": commit,
+            "sha256": _hash({WEIGHTS: sha256_file(adapter / WEIGHTS)}),
+            "config_sha256": sha256_file(adapter / CONFIG),
+        }
     return found
 
 

@@ -247,6 +247,7 @@ def _identity(
         **config.science(),
         "sha256": {
             "model": model["sha256"],
+            "config": model.get("config_sha256"),
             "adapter": model.get("adapter"),
             "data": sources,
             "eval_data": checks,
