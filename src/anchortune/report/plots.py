@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -70,6 +71,7 @@ def plot_rates(
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, ncols=len(columns), loc="upper center", bbox_to_anchor=(0.5, -0.08))
     if note:
-        figure.supxlabel(note, fontsize=8, color="#555555")
+        columns_of_text = int(13 * figure.get_figwidth())  # at 8 points, about 13 an inch
+        figure.supxlabel("\n".join(textwrap.wrap(note, columns_of_text)), fontsize=8, color="#555")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=150, format=Path(path).suffix.lstrip(".") or "png")
