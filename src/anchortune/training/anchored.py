@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from anchortune.errors import AnchorError, CheckpointError
 
 if TYPE_CHECKING:
     from anchortune.anchor.anchor import Anchor
+    from anchortune.anchor.binding import Target
     from anchortune.anchor.format import Identity
 
 UNVERIFIED = "unverified"
@@ -77,16 +79,16 @@ def check_fit(anchor: Anchor, skeleton: Any, section: PenaltySection) -> list[st
             vanish.
         TrainingError: λ cannot be what is asked for.
     """
-    from anchortune.anchor.binding import cover
     from anchortune.anchor.penalty import bind
     from anchortune.training.schedule import make_schedule
 
     _materialise_adapter(skeleton)
     asked = settings(section)
     lam, budget = asked.pop("lam"), asked.pop("off_budget")
-    coverage = cover(skeleton, anchor.modules)
-    if any(target.adapter is not None for target in coverage.targets):
-        make_schedule(lam, budget, bind(anchor, skeleton, **asked))
+    penalty = bind(anchor, skeleton, **asked)
+    coverage = penalty.coverage
+    coverage.targets[:] = [_weightless(target) for target in coverage.targets]
+    make_schedule(lam, budget, penalty)
     notes = list(coverage.notes)
     if coverage.unpenalised:
         named = ", ".join(coverage.unpenalised[:6])
@@ -104,6 +106,21 @@ def _materialise_adapter(skeleton: Any) -> None:
             module.to_empty(device="cpu")
             for parameter in module.parameters():
                 nn.init.zeros_(parameter)
+
+
+def _weightless(target: Target) -> Target:
+    """A fully trained module on the meta device beside one of its shape that holds one number.
+
+    What λ can be depends on the anchor and on shapes, and is computed where the weights lie.
+    """
+    weight = target.parameters()[0]
+    if target.adapter is not None or not weight.is_meta:
+        return target
+    from torch import nn
+
+    module = nn.Linear(1, 1, bias=False)
+    module.weight = nn.Parameter(module.weight.detach()[0, 0].expand(weight.shape))
+    return replace(target, module=module, start_b=None)
 
 
 def check_start(anchor: Anchor, config: TrainConfig) -> str:
