@@ -134,7 +134,9 @@ class TrainingSection(Section):
         0.0, description="The share of the steps over which the rate rises."
     )
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="AdamW's weight decay.")
-    max_grad_norm: Positive = Field(1.0, description="Gradients are clipped to this norm.")
+    max_grad_norm: Positive | None = Field(
+        1.0, description="Gradients are clipped to this norm; null clips none."
+    )
     max_length_tokens: Annotated[int, Field(ge=2)] | None = Field(
         None, description="Longer rows are cut; unset takes the model's own limit, at most 2048."
     )

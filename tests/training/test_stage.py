@@ -527,6 +527,39 @@ def test_a_dry_run_opens_the_alignment_adapter(llama_base, llama_adapter, data, 
             plan(broken)
 
 
+@pytest.mark.parametrize("lora", [True, False])
+def test_a_dry_run_checks_rank_and_schedule(llama_aligned, data, anchor, tmp_path, lora) -> None:
+    def plan(**penalty: Any) -> Any:
+        changes: dict[str, Any] = {"penalty": {"anchor": str(anchor), **penalty}}
+        if not lora:
+            changes["lora"] = None
+        return plan_stage(make(llama_aligned, data, tmp_path / "o", **changes))
+
+    with pytest.raises(AnchorError, match="rank 9 is more than the 4"):
+        plan(rank=9)
+    with pytest.raises(TrainingError, match="no lam can meet off_budget"):
+        plan(operator="gram", lam="auto", off_budget=0.0)
+    with pytest.raises(TrainingError, match="cannot do: give lam as a number"):
+        plan(operator="subspace", lam="auto", side="along")
+    assert plan(operator="gram").state.value == "new"
+    assert plan(operator="subspace", lam="auto").state.value == "new"
+
+
+def test_gradients_may_go_unclipped(llama_aligned, data, tmp_path) -> None:
+    """null is as a norm that no gradient reaches, and not as one that all exceed."""
+    norms = []
+    for value in (None, 1e-6):
+        training = {"max_grad_norm": value, "max_steps": 3}
+        train(make(llama_aligned, data, tmp_path / str(value), training=training))
+        norms.append(tensors(tmp_path / str(value) / "adapter"))
+    assert any(not torch.equal(v, norms[1][k]) for k, v in norms[0].items())
+    large = make(
+        llama_aligned, data, tmp_path / "large", training=training | {"max_grad_norm": 1e9}
+    )
+    train(large)
+    assert same(tmp_path / "None" / "adapter", tmp_path / "large" / "adapter")
+
+
 def test_models_that_are_none(data, tmp_path) -> None:
     empty, pickled = tmp_path / "empty", tmp_path / "pickled"
     empty.mkdir()

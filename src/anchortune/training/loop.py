@@ -73,7 +73,7 @@ def arguments(
         "lr_scheduler_type": schedule,
         "warmup_steps": warmup,
         "weight_decay": training.weight_decay,
-        "max_grad_norm": training.max_grad_norm,
+        "max_grad_norm": training.max_grad_norm or 0.0,  # 0: the trainer clips none
         "optim": "adamw_torch",
         "bf16": numbers.compute == torch.bfloat16,
         "fp16": numbers.compute == torch.float16,
