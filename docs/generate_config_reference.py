@@ -35,6 +35,7 @@ PRESET_SOURCES: dict[str, dict[str, str]] = {
         "training.weight_decay": "their code: `configs/training.py`",
         "training.schedule": "their code: `StepLR` with a step of one epoch",
         "training.step_decay": "their code: `gamma` in `configs/training.py`",
+        "training.max_grad_norm": "their code clips no gradients",
     }
 }
 
@@ -172,6 +173,8 @@ def render_preset(name: str) -> str:
     for section, values in config.PRESETS[name].items():
         for key, value in values.items():
             shown = str(value).lower() if isinstance(value, bool) else str(value)
+            if value is None:
+                shown = "null"
             if isinstance(value, list):
                 shown = f"[{', '.join(value)}]"
             path = f"{section}.{key}"

@@ -93,8 +93,9 @@ def test_precedence_default_preset_file_set(load) -> None:
     assert config.training.epochs == 2  # --set
     assert config.training.batch_size == 4  # the file
     assert config.training.learning_rate == 5e-5  # the preset
-    assert config.training.max_grad_norm == 1.0  # the default
-    assert load(text, "training.max_grad_norm=null").training.max_grad_norm is None
+    assert config.training.max_grad_norm is None  # the preset
+    assert load(BASE).training.max_grad_norm == 1.0
+    assert load(BASE, "training.max_grad_norm=null").training.max_grad_norm is None
     assert config.penalty is not None
     assert (config.penalty.operator, config.penalty.scaled, config.penalty.lam) == (
         "gram", False, 1.0

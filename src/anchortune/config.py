@@ -252,6 +252,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "weight_decay": 0.0,
             "schedule": "step",
             "step_decay": 0.85,
+            "max_grad_norm": None,
         },
     }
 }
