@@ -295,6 +295,53 @@ def test_resume_with_another_penalty_is_refused(folder: Path, tmp_path: Path) ->
         resumed(LAM, "subspace", tmp_path / "checkpoint-3")
 
 
+def whole_model(folder: Path) -> Any:
+    """The model with its attention matrices trained whole, everything else frozen."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.endswith(("q_proj.weight", "v_proj.weight")))
+    return model
+
+
+def test_full_parameter_resume_equals_no_interruption_and_needs_the_same_start(
+    folder: Path, tmp_path: Path
+) -> None:
+    def trainer_from(start: Path) -> Any:
+        args = arguments(tmp_path / "out", save_strategy="steps", save_steps=3, learning_rate=1e-4)
+        trainer = InOrder(whole_model(start), args, train_dataset=Rows())
+        return attach(trainer, anchor_for(folder), operator="subspace", lam=LAM)
+
+    whole = trainer_from(folder)
+    whole.train()
+    checkpoint = tmp_path / "out" / "checkpoint-3"
+    again = trainer_from(folder)
+    again.train(resume_from_checkpoint=str(checkpoint))
+    assert same(weights(whole.model), weights(again.model))
+    assert whole._asft.penalty.movement() == again._asft.penalty.movement()
+
+    norms = [
+        sum(float(t.start_b.norm()) for t in trainer_from(start)._asft.penalty.coverage.targets)
+        for start in (folder, checkpoint)
+    ]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)  # so near that only the bytes tell
+    with pytest.raises(TrainingError, match="measured from other weights"):
+        trainer_from(checkpoint).train(resume_from_checkpoint=str(checkpoint))
+
+
+def test_lora_resume_from_a_trained_adapter_is_refused(folder: Path, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    options: dict[str, Any] = {"save_strategy": "steps", "save_steps": 3}
+    trained(folder, tmp_path, "attach", **options)
+    checkpoint = str(tmp_path / "checkpoint-3")
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = PeftModel.from_pretrained(base, checkpoint, is_trainable=True)
+    trainer = InOrder(model, arguments(tmp_path, **options), train_dataset=Rows())
+    attach(trainer, anchor_for(folder), lam=LAM)
+    with pytest.raises(TrainingError, match="measured from other weights"):
+        trainer.train(resume_from_checkpoint=checkpoint)
+
+
 def test_auto_lambda_moves_towards_its_budget(folder: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"operator": "subspace", "max_steps": 120}
     free = trained(folder, tmp_path / "a", "attach", lam=0.0, operator="subspace", max_steps=120)

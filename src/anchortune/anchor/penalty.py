@@ -7,7 +7,9 @@ autocast; gradients are added in the dtype that the parameters' gradients have.
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -76,6 +78,7 @@ class Penalty:
         self.coverage = coverage
         self._stacks: list[Stack] = []
         self._built_for: tuple[tuple[torch.device, torch.dtype], ...] = ()
+        self._start_sha256: str | None = None
 
     @torch.no_grad()
     def __call__(self) -> Tensor:
@@ -185,11 +188,24 @@ class Penalty:
             whole += float(energy.sum())
         return punished / whole
 
-    @torch.no_grad()
-    def start_fingerprint(self) -> float:
-        """A number for the weights that U is measured from: ``Σ‖W₀‖_F``, or ``Σ‖B₀‖ + ‖A₀‖``."""
-        starts = [s for t in self.coverage.targets for s in (t.start_b, t.start_a) if s is not None]
-        return math.fsum(float(start.float().norm()) for start in starts)
+    def start_fingerprint(self) -> str:
+        """A SHA-256 over the weights that U is measured from: names, shapes, dtypes and bytes.
+
+        Of an adapter that starts at 0 only the names count, for A's random start is no part of U.
+        """
+        if self._start_sha256 is None:  # the starts never change, and a large model has many bytes
+            digest = hashlib.sha256()
+            for target in sorted(self.coverage.targets, key=lambda t: t.label):
+                digest.update(f"{target.label}\n".encode())
+                for start in (target.start_b, target.start_a):
+                    if start is None:
+                        digest.update(b"zero\n")
+                    else:
+                        digest.update(f"{start.dtype} {tuple(start.shape)}\n".encode())
+                        plain = start.detach().cpu().contiguous().flatten()
+                        digest.update(plain.view(torch.uint8).numpy().data)
+            self._start_sha256 = digest.hexdigest()
+        return self._start_sha256
 
     def _total_along(self, updates: list[tuple[Tensor, Tensor | None]]) -> Tensor | None:
         if self.operator != "direction_global":

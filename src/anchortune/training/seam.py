@@ -189,7 +189,7 @@ class AsftMixin:
 def _check_resumed(saved: dict[str, Any], now: dict[str, Any]) -> None:
     for key, value in now.items():
         if key == "start":
-            if abs(saved[key] - value) > 1e-4 * max(1.0, abs(value)):
+            if saved.get(key) != value:
                 raise TrainingError(
                     "the update is measured from other weights than when the checkpoint was saved: "
                     "make the trainer with the model that the training began from, then resume"
