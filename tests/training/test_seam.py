@@ -342,6 +342,61 @@ def test_lora_resume_from_a_trained_adapter_is_refused(folder: Path, tmp_path: P
         trainer.train(resume_from_checkpoint=checkpoint)
 
 
+def from_init(folder: Path, out: Path, make: Any, lam: float | str, **options: Any) -> Any:
+    """A trainer that makes its model itself at each ``train()``."""
+    args = arguments(out, save_strategy="steps", save_steps=3, **options)
+    trainer = InOrder(model_init=lambda: make(folder), args=args, train_dataset=Rows())
+    return attach(trainer, anchor_for(folder), operator="subspace", lam=lam)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("lam", [LAM, "auto"])
+@pytest.mark.parametrize("make", [adapted, whole_model])
+def test_model_init_resumes_as_if_never_interrupted(
+    folder: Path, tmp_path: Path, make: Any, lam: float | str
+) -> None:
+    whole = from_init(folder, tmp_path, make, lam)
+    whole.train()
+    given = InOrder(make(folder), arguments(tmp_path / "given"), train_dataset=Rows())
+    attach(given, anchor_for(folder), operator="subspace", lam=lam)  # type: ignore[arg-type]
+    given.train()
+    assert same(weights(whole.model), weights(given.model))
+
+    resumed = from_init(folder, tmp_path, make, lam)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert same(weights(whole.model), weights(resumed.model))
+    assert whole._asft.schedule.lam == resumed._asft.schedule.lam
+    assert whole._asft.penalty.movement() == resumed._asft.penalty.movement()
+
+
+def test_model_init_starts_lambda_anew_at_each_training(folder: Path, tmp_path: Path) -> None:
+    class Mixed(AsftMixin, InOrder):
+        pass
+
+    trainer = Mixed(
+        model_init=lambda: adapted(folder),
+        args=arguments(tmp_path),
+        train_dataset=Rows(),
+        anchor=anchor_for(folder),
+        lam="auto",
+    )
+    found = []
+    for _ in range(2):
+        trainer.train()
+        logged = [row["asft/lam"] for row in trainer.state.log_history if "asft/lam" in row]
+        found.append((logged, weights(trainer.model)))
+    assert len(set(found[0][0])) > 1
+    assert found[0][0] == found[1][0]
+    assert same(found[0][1], found[1][1])
+
+
+def test_another_model_than_the_bound_one_is_refused(folder: Path, tmp_path: Path) -> None:
+    trainer = InOrder(adapted(folder), arguments(tmp_path), train_dataset=Rows())
+    attach(trainer, anchor_for(folder))
+    trainer.model = trainer.model_wrapped = adapted(folder)
+    with pytest.raises(TrainingError, match="not the one that the penalty was bound to"):
+        trainer.train()
+
+
 def test_auto_lambda_moves_towards_its_budget(folder: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"operator": "subspace", "max_steps": 120}
     free = trained(folder, tmp_path / "a", "attach", lam=0.0, operator="subspace", max_steps=120)

@@ -52,15 +52,18 @@ class _State:
             "scaled": scaled,
             "rank": rank,
         }
-        self.bind(trainer.model)
-        self.schedule: Schedule = make_schedule(lam, off_budget, self.penalty)
+        self.lam: float | Literal["auto"] = lam
+        self.off_budget = off_budget
+        self.start(trainer.model)
+
+    def start(self, model: Any) -> None:
+        """Binds ``model`` as it is now, with λ at its start and nothing fired yet."""
+        self.model = model
+        self.penalty: Penalty = bind(self.anchor, model, **self.options)
+        self.schedule: Schedule = make_schedule(self.lam, self.off_budget, self.penalty)
         self.fired = 0
         self.value: torch.Tensor | None = None
         self.lam_used = self.schedule.lam
-
-    def bind(self, model: Any) -> None:
-        self.model = model
-        self.penalty: Penalty = bind(self.anchor, model, **self.options)
 
     def fingerprint(self) -> dict[str, Any]:
         """What a checkpoint must agree with to go on: the penalty, and where U is measured from."""
@@ -123,14 +126,24 @@ class AsftMixin:
         super().__init__(*args, **kwargs)
         _install(self, anchor, operator, lam, side, scaled, rank, off_budget)
 
+    def call_model_init(self, *args: Any, **kwargs: Any) -> Any:
+        """The parent's new model, bound at once: before a checkpoint is loaded into it."""
+        model = super().call_model_init(*args, **kwargs)  # type: ignore[misc]
+        if hasattr(self, "_asft"):  # not yet where the parent's __init__ asks
+            self._asft.start(model)
+        return model
+
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         """The parent's step, then ``λ·∇R`` on the gradients where an optimizer step follows."""
         loss = super().training_step(*args, **kwargs)  # type: ignore[misc]
         trainer: Any = self
         if trainer.accelerator.sync_gradients:
             state = self._asft
-            if trainer.model is not state.model:  # model_init gave the trainer a new model
-                state.bind(trainer.model)
+            if trainer.model is not state.model:
+                raise TrainingError(
+                    "the trainer's model is not the one that the penalty was bound to: give the "
+                    "model, or a model_init, when the trainer is made and attach after that"
+                )
             state.lam_used = state.schedule.lam
             if state.schedule.needs_movement:
                 state.schedule.update(state.penalty.movement())
