@@ -321,6 +321,22 @@ def test_a_subspace_of_everything_would_vanish_and_is_refused(llama: Any) -> Non
     assert float(bind(anchor, lora(llama), operator="subspace", rank=4)()) == 0
 
 
+def test_a_subspace2_of_everything_would_vanish_and_is_refused(tmp_path: Path) -> None:
+    path = tiny_llama(tmp_path / "llama", dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(path)  # q_proj is 32 × 32, v_proj is 16 × 32
+    square = anchor_of(weights_of(model, ("q_proj",)), rank=32)
+    wide = anchor_of(weights_of(model, ("v_proj",)), rank=32)
+    only_v = moved(lora(model, target_modules=["v_proj"]))
+    penalty = bind(wide, only_v, operator="subspace2")
+    only_v.base_model.model.model.layers[0].self_attn.v_proj.lora_B["default"].weight.data += 1
+    assert float(penalty()) > 1e-2  # 16 right singular vectors leave half of the inputs
+    adapter = lora(AutoModelForCausalLM.from_pretrained(path), target_modules=["q_proj"])
+    with pytest.raises(AnchorError, match="'subspace2' at rank 32 .* penalty vanishes"):
+        bind(square, adapter, operator="subspace2")
+    bind(square, adapter, operator="subspace2", rank=31)
+    bind(square, adapter, operator="subspace2", side="along")
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [

@@ -302,9 +302,16 @@ def _check_rank(penalty: Penalty, target: Target) -> None:
             f"rank {penalty.rank} is more than the {held} singular triplets that the anchor holds "
             f"of {target.name!r}: build it with a higher rank"
         )
+    if penalty.side == "along":
+        return
     used = used_rank(target, penalty.rank)
-    if (penalty.operator, penalty.side) == ("subspace", "off") and used >= d_out:
+    if penalty.operator == "subspace" and used >= d_out:
         raise AnchorError(
             f"operator 'subspace' at rank {used} keeps all {d_out} output directions of "
+            f"{target.name!r} free, so its penalty vanishes: give a lower rank"
+        )
+    if penalty.operator == "subspace2" and used >= max(target.factors.shape):
+        raise AnchorError(
+            f"operator 'subspace2' at rank {used} keeps all {used} input and output directions of "
             f"{target.name!r} free, so its penalty vanishes: give a lower rank"
         )
