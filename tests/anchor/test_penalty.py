@@ -201,6 +201,35 @@ def test_several_adapters_are_penalised_each_by_itself(llama: Any) -> None:
     assert {target.adapter for target in only} == {"second"}
 
 
+@pytest.mark.parametrize("frozen", ["lora_A", "lora_B"])
+def test_a_frozen_factor_gets_no_gradient_and_its_layer_is_penalised(
+    llama: Any, frozen: str
+) -> None:
+    anchor = anchor_of(weights_of(llama, ("q_proj", "v_proj")))
+    model = lora(llama).double()
+    for name, parameter in model.named_parameters():
+        if frozen in name:
+            parameter.requires_grad_(False)
+    penalty = bind(anchor, model, operator="gram")
+    assert len(penalty.coverage.targets) == 4
+    moved(model)
+    expected = dense_of(model, anchor)
+    expected.backward()
+    grads = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    assert len(grads) == 4
+    for add in (lambda: penalty().backward(), lambda: penalty.add_gradient_(1.0)):
+        model.zero_grad()
+        add()
+        assert {n for n, p in model.named_parameters() if p.grad is not None} == set(grads)
+        for name, parameter in model.named_parameters():
+            if name in grads:
+                torch.testing.assert_close(parameter.grad, grads[name], rtol=1e-9, atol=1e-9)
+    for _, parameter in model.named_parameters():  # frozen after the binding, all of them
+        parameter.requires_grad_(False).grad = None
+    torch.testing.assert_close(penalty.add_gradient_(1.0), expected.detach(), rtol=1e-10, atol=0)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
 @pytest.mark.parametrize("operator", ["gram", "subspace", "subspace2", "direction"])
 def test_full_parameter_training_is_measured_from_the_weights_as_bound(
     llama: Any, operator: Any

@@ -182,7 +182,7 @@ def _refuse_variants(name: str, layer: nn.Module, adapter: str) -> None:
 
 
 def _lora_layers(model: nn.Module) -> list[tuple[str, nn.Module, str]]:
-    """(name, layer, adapter) of every active adapter that is trained, each by itself."""
+    """(name, layer, adapter) of every active adapter of which A or B is trained, each by itself."""
     try:
         from peft.tuners.lora import LoraLayer
     except ImportError:  # pragma: no cover - peft is a dependency
@@ -197,7 +197,8 @@ def _lora_layers(model: nn.Module) -> list[tuple[str, nn.Module, str]]:
             if adapter not in module.lora_A and not embedded:
                 continue
             _refuse_variants(name, module, adapter)
-            if any(p.requires_grad for p in module.lora_B[adapter].parameters()):
+            factors = (module.lora_A[adapter], module.lora_B[adapter])
+            if any(p.requires_grad for factor in factors for p in factor.parameters()):
                 found.append((name, cast(nn.Module, module), adapter))
     return found
 

@@ -90,7 +90,7 @@ class Penalty:
 
     @torch.no_grad()
     def add_gradient_(self, lam: float, *, grad_scale: float = 1.0) -> Tensor:
-        """Adds ``grad_scale · λ · ∇R`` to the parameters' gradients.
+        """Adds ``grad_scale · λ · ∇R`` to the trained parameters' gradients; frozen ones get none.
 
         Args:
             lam: λ.
@@ -104,11 +104,14 @@ class Penalty:
         held: list[Tensor] = []
         added: list[Tensor] = []
         for parameter, gradient in zip(found, gradients, strict=True):
+            if not parameter.requires_grad:  # the frozen A of LoRA-FA, for one
+                continue
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             held.append(parameter.grad)
             added.append((gradient * (lam * grad_scale)).to(parameter.grad.dtype))
-        torch._foreach_add_(held, added)
+        if held:
+            torch._foreach_add_(held, added)
         return value
 
     @torch.no_grad()
@@ -245,8 +248,10 @@ class _ClosedForm(torch.autograd.Function):
         return (
             None,
             *(
-                (upstream.to(g.device, g.dtype) * g).to(dtype)
-                for g, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+                (upstream.to(g.device, g.dtype) * g).to(dtype) if needed else None
+                for g, dtype, needed in zip(
+                    ctx.saved_tensors, ctx.dtypes, ctx.needs_input_grad[1:], strict=True
+                )
             ),
         )
 
