@@ -360,7 +360,7 @@ def test_a_subspace2_of_everything_would_vanish_and_is_refused(tmp_path: Path) -
     only_v.base_model.model.model.layers[0].self_attn.v_proj.lora_B["default"].weight.data += 1
     assert float(penalty()) > 1e-2  # 16 right singular vectors leave half of the inputs
     adapter = lora(AutoModelForCausalLM.from_pretrained(path), target_modules=["q_proj"])
-    with pytest.raises(AnchorError, match="'subspace2' at rank 32 .* penalty vanishes"):
+    with pytest.raises(AnchorError, match=r"'subspace2' at rank 32 .* penalty vanishes"):
         bind(square, adapter, operator="subspace2")
     bind(square, adapter, operator="subspace2", rank=31)
     bind(square, adapter, operator="subspace2", side="along")
@@ -373,6 +373,9 @@ def test_a_subspace2_of_everything_would_vanish_and_is_refused(tmp_path: Path) -
         ({"side": "left"}, "side 'left' is unknown"),
         ({"operator": "none", "side": "along"}, "no along side"),
         ({"rank": 0}, "below 1"),
+        ({"rank": "full"}, "rank 'full' is not a whole number: leave it out"),
+        ({"rank": 2.0}, r"rank 2\.0 is not a whole number"),
+        ({"rank": True}, "rank True is not a whole number"),
         ({"rank": 9}, "more than the 3 singular triplets"),
     ],
 )
@@ -380,6 +383,12 @@ def test_wrong_options_are_refused(llama: Any, options: dict[str, Any], text: st
     anchor = anchor_of(weights_of(llama, ("q_proj", "v_proj")))
     with pytest.raises(AnchorError, match=text):
         bind(anchor, lora(llama), **options)
+
+
+@pytest.mark.parametrize("given", ["a.safetensors", Path("a.safetensors"), nn.Linear(2, 2), None])
+def test_what_is_no_anchor_is_pointed_to_load(llama: Any, given: Any) -> None:
+    with pytest.raises(AnchorError, match=r"no Anchor: .*Anchor\.load\(path\)"):
+        bind(given, lora(llama))
 
 
 def test_names_match_through_prefixes_but_never_two_at_once() -> None:

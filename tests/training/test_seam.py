@@ -439,6 +439,16 @@ def test_what_is_no_trainer_is_pointed_to_bind(folder: Path) -> None:
         attach(object(), anchor_for(folder))
 
 
+def test_a_path_in_place_of_an_anchor_is_refused_and_leaves_the_trainer_as_it_was(
+    folder: Path, tmp_path: Path
+) -> None:
+    trainer = InOrder(adapted(folder), arguments(tmp_path), train_dataset=Rows())
+    with pytest.raises(AnchorError, match=r"'a\.safetensors', which is no Anchor"):
+        attach(trainer, "a.safetensors")  # type: ignore[arg-type]
+    assert type(trainer) is InOrder
+    attach(trainer, anchor_for(folder))
+
+
 @pytest.mark.parametrize(
     ("flag", "text"), [("is_deepspeed_enabled", "DeepSpeed"), ("is_fsdp_enabled", "FSDP")]
 )

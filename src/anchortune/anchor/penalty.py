@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
+from os import PathLike
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -281,13 +282,24 @@ def bind(
         rank: use the top singular triplets only; None for all that the anchor holds.
 
     Raises:
-        AnchorError: an unknown operator or side, a rank that the anchor does not hold, a penalty
-            that would vanish, or modules that do not match (see ``binding.cover``).
+        AnchorError: what is no anchor, an unknown operator or side, a rank that is no whole
+            number or more than the anchor holds, a penalty that would vanish, or modules that do
+            not match (see ``binding.cover``).
     """
+    if not isinstance(getattr(anchor, "modules", None), Mapping):
+        found = repr(str(anchor)) if isinstance(anchor, (str, PathLike)) else type(anchor).__name__
+        raise AnchorError(
+            f"the anchor given is {found}, which is no Anchor: open its file with "
+            "anchortune.Anchor.load(path) first"
+        )
     if operator not in OPERATORS:
         raise AnchorError(f"operator {operator!r} is unknown: choose one of {', '.join(OPERATORS)}")
     if side not in SIDES:
         raise AnchorError(f"side {side!r} is unknown: choose off or along")
+    if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int)):
+        raise AnchorError(
+            f"rank {rank!r} is not a whole number: leave it out to use all that the anchor holds"
+        )
     if rank is not None and rank < 1:
         raise AnchorError(f"rank {rank} is below 1: leave it out to use all that the anchor holds")
     if operator == "none" and side == "along":
