@@ -12,9 +12,10 @@ import torch
 from datasets import Dataset
 from transformers import AutoTokenizer
 
+from anchortune.anchor.penalty import bind
 from anchortune.training.seam import attach
 from tests.tiny import tiny_llama
-from tests.training.test_seam import adapted, anchor_for, weights
+from tests.training.test_seam import adapted, anchor_for, same, weights
 
 COMMON: dict[str, Any] = {
     "per_device_train_batch_size": 2,
@@ -36,7 +37,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-def trainer_of(kind: str, folder: Path, out: Path) -> Any:
+def trainer_of(kind: str, folder: Path, out: Path, **options: Any) -> Any:
+    common = COMMON | options
     tokenizer = AutoTokenizer.from_pretrained(folder)
     if kind == "sft":
         from trl import SFTConfig, SFTTrainer
@@ -44,7 +46,7 @@ def trainer_of(kind: str, folder: Path, out: Path) -> Any:
         rows = Dataset.from_list([{"prompt": "Hello", "completion": " you there"}] * 8)
         return SFTTrainer(
             adapted(folder),
-            args=SFTConfig(str(out), **COMMON),
+            args=SFTConfig(str(out), **common),
             train_dataset=rows,
             processing_class=tokenizer,
         )
@@ -54,13 +56,13 @@ def trainer_of(kind: str, folder: Path, out: Path) -> Any:
         rows = Dataset.from_list([{"prompt": "Hello", "chosen": " yes", "rejected": " no"}] * 8)
         return DPOTrainer(
             adapted(folder),
-            args=DPOConfig(str(out), **COMMON),
+            args=DPOConfig(str(out), **common),
             train_dataset=rows,
             processing_class=tokenizer,
         )
     from trl import GRPOConfig, GRPOTrainer
 
-    config = GRPOConfig(str(out), **COMMON, num_generations=2, max_completion_length=4)
+    config = GRPOConfig(str(out), **common, num_generations=2, max_completion_length=4)
     return GRPOTrainer(
         adapted(folder),
         reward_funcs=lambda completions, **_: [float(len(set(text))) for text in completions],
@@ -83,6 +85,40 @@ def test_trl_trainers_take_the_one_line(folder: Path, tmp_path: Path, kind: str)
     logged = [row for row in trainer.state.log_history if "asft/penalty" in row]
     assert len(logged) == 2
     assert logged[-1]["asft/penalty"] > 0
+
+
+@pytest.mark.parametrize("kind", ["dpo", "grpo"])
+def test_trl_trainers_take_the_steps_of_autograd_on_the_penalty(
+    folder: Path, tmp_path: Path, kind: str
+) -> None:
+    """Beside a trainer whose own step is followed by ``lam * penalty()`` through autograd.
+
+    GRPO's completions are sampled from torch's global generator, which the trainer seeds, so equal
+    seeds give equal samples as long as the weights are equal.
+    """
+    lam = 0.3
+    found = []
+    for way in ("attach", "autograd", "plain"):
+        trainer = trainer_of(kind, folder, tmp_path / way, max_steps=3, seed=7)
+        anchor = anchor_for(folder)
+        if way == "attach":
+            attach(trainer, anchor, lam=lam)
+        elif way == "autograd":
+            penalty = bind(anchor, trainer.model)
+            step = trainer.training_step
+
+            def own(*args: Any, step: Any = step, penalty: Any = penalty, **kwargs: Any) -> Any:
+                loss = step(*args, **kwargs)
+                (lam * penalty()).backward()
+                return loss
+
+            trainer.training_step = own
+        trainer.train()
+        assert trainer.state.global_step == 3
+        found.append(weights(trainer.model))
+    attached, autograd, plain = found
+    assert same(attached, autograd)
+    assert not same(attached, plain)
 
 
 RUN = """
