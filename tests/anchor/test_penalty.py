@@ -110,6 +110,35 @@ def test_lora_equals_the_dense_formula(llama: Any, scaled: bool, options: dict[s
             torch.testing.assert_close(parameter.grad, 0.5 * grads[name], rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; torch sees none")
+@pytest.mark.parametrize("operator", ["gram", "subspace", "subspace2", "direction_global"])
+def test_cuda_gives_the_value_and_gradients_of_the_cpu(llama: Any, operator: Any) -> None:
+    anchor = anchor_of(weights_of(llama, ("q_proj", "v_proj")))
+    model = lora(llama.float())
+    penalty = bind(anchor, model, operator=operator)
+    moved(model)
+    found = []
+    for device in ("cpu", "cuda"):
+        model.to(device)  # the binding follows the model
+        model.zero_grad()
+        value = penalty()
+        value.backward()
+        assert value.device.type == device
+        grads = [p.grad.cpu() for p in model.parameters() if p.requires_grad]
+        model.zero_grad()
+        added = penalty.add_gradient_(1.0)
+        torch.testing.assert_close(added, value.detach())
+        again = [p.grad.cpu() for p in model.parameters() if p.requires_grad]
+        for left, right in zip(again, grads, strict=True):
+            torch.testing.assert_close(left, right)
+        found.append((value.detach().cpu(), grads))
+    (cpu, cpu_grads), (cuda, cuda_grads) = found
+    torch.testing.assert_close(cuda, cpu, rtol=1e-5, atol=0)
+    for left, right in zip(cuda_grads, cpu_grads, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5 * float(right.abs().max()))
+
+
 def test_direction_over_all_layers_is_one_vector(llama: Any) -> None:
     anchor = anchor_of(weights_of(llama, ("q_proj", "v_proj")))
     model = lora(llama).double()

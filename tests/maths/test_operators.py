@@ -1,4 +1,4 @@
-"""Every operator and side against the dense formula and autograd, in float64."""
+"""Every operator and side against the dense formula and autograd in float64."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from anchortune.maths import operators
 from anchortune.maths.operators import OPERATORS, Operator, Projection, Side
 
 CASES = [(o, s) for o in OPERATORS for s in ("off", "along") if (o, s) != ("none", "along")]
+RELATIVE = {torch.float64: 4e-15, torch.float32: 2e-6}
+"""About 17 units of rounding of each; see the property test for what they are relative to."""
 
 
 def factors(n: int, d_out: int, d_in: int, k: int) -> tuple[torch.Tensor, ...]:
@@ -42,6 +44,7 @@ def dense_penalty(
 
 @pytest.mark.parametrize(("operator", "side"), CASES)
 @pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(
     n=st.integers(1, 3),
@@ -55,6 +58,7 @@ def test_value_and_gradients_equal_dense_formula_and_autograd(
     operator: Operator,
     side: Side,
     full: bool,
+    dtype: torch.dtype,
     n: int,
     d_out: int,
     d_in: int,
@@ -62,26 +66,46 @@ def test_value_and_gradients_equal_dense_formula_and_autograd(
     k: int,
     seed: int,
 ) -> None:
+    """The dense formula is always in float64; ``dtype`` is that of the function's inputs.
+
+    The relative bound is ``RELATIVE[dtype]`` of ``(1 + c)²·‖B‖²·‖A‖²`` (c the largest eigenvalue,
+    at least 1), with one factor ``‖B‖`` or ``‖A‖`` less for the gradients: what the terms that are
+    summed may be, for R itself may be a small difference of them.
+    """
     torch.manual_seed(seed)
     left, sigma, right, norm = factors(n, d_out, d_in, min(k, d_out, d_in))
     projection = Projection(left, right, operators.eigenvalues(operator, sigma, norm))
-    b = torch.randn(n, d_out, d_in if full else r, dtype=torch.float64, requires_grad=True)
-    a = None if full else torch.randn(n, r, d_in, dtype=torch.float64, requires_grad=True)
-    plain_b, plain_a = b.detach(), None if a is None else a.detach()
+    b = torch.randn(n, d_out, d_in if full else r, dtype=dtype).double().requires_grad_()
+    a = None if full else torch.randn(n, r, d_in, dtype=dtype).double().requires_grad_()
+    given_b, given_a = b.detach().to(dtype), None if a is None else a.detach().to(dtype)
+    given_projection = Projection(
+        left.to(dtype),
+        right.to(dtype),
+        operators.eigenvalues(operator, sigma.to(dtype), norm.to(dtype)),
+    )
     total = None
     if operator == "direction_global":
-        total = operators.along(plain_b, plain_a, projection).value.sum()
+        total = operators.along(given_b, given_a, given_projection).value.sum()
 
-    found = operators.penalty(operator, side, plain_b, plain_a, projection, total)
+    found = operators.penalty(operator, side, given_b, given_a, given_projection, total)
     expected = dense_penalty(operator, side, b if a is None else b @ a, projection)
     expected.backward()
 
-    bound = 1e-10 * max(1.0, float(expected.detach()))
-    torch.testing.assert_close(found.value.sum(), expected.detach(), rtol=0, atol=bound)
-    torch.testing.assert_close(found.b, b.grad, rtol=0, atol=bound)
+    size_b = float(b.detach().norm())
+    size_a = 1.0 if a is None else float(a.detach().norm())
+    factor = RELATIVE[dtype] * (1 + max(1.0, float(projection.weight.max()))) ** 2
+    close(found.value.sum(), expected.detach(), dtype, factor * size_b**2 * size_a**2)
+    close(found.b, b.grad, dtype, factor * size_b * size_a**2)
     if a is not None:
         assert found.a is not None
-        torch.testing.assert_close(found.a, a.grad, rtol=0, atol=bound)
+        close(found.a, a.grad, dtype, factor * size_b**2 * size_a)
+
+
+def close(
+    found: torch.Tensor, expected: torch.Tensor | None, dtype: torch.dtype, bound: float
+) -> None:
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=bound)
 
 
 def test_shares_equal_their_definitions() -> None:
