@@ -9,17 +9,8 @@ from __future__ import annotations
 
 from anchortune.config import AlignConfig
 from anchortune.record import Record
-from anchortune.training.plan import Plan, plan_stage
+from anchortune.training.plan import plan_stage
 from anchortune.training.stage import run_stage
-
-
-def plan_alignment(config: AlignConfig) -> Plan:
-    """Checks everything and estimates time, memory and disk; trains nothing.
-
-    Raises:
-        AnchortuneError: of the kind of the first thing that cannot be used.
-    """
-    return plan_stage(config, timed=True)
 
 
 def align(config: AlignConfig) -> Record:

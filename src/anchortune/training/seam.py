@@ -13,7 +13,6 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-import torch
 from transformers import TrainerCallback
 
 from anchortune.anchor.penalty import DEFAULT_LAM, DEFAULT_OPERATOR, Movement, Penalty, bind
@@ -62,7 +61,6 @@ class _State:
         self.penalty: Penalty = bind(self.anchor, model, **self.options)
         self.schedule: Schedule = make_schedule(self.lam, self.off_budget, self.penalty)
         self.fired = 0
-        self.value: torch.Tensor | None = None
         self.lam_used = self.schedule.lam
 
     def fingerprint(self) -> dict[str, Any]:
@@ -150,7 +148,7 @@ class AsftMixin:
             scaler = getattr(trainer.accelerator, "scaler", None)
             scale = float(scaler.get_scale()) if scaler is not None else 1.0
             if state.lam_used:
-                state.value = state.penalty.add_gradient_(state.lam_used, grad_scale=scale)
+                state.penalty.add_gradient_(state.lam_used, grad_scale=scale)
             state.fired += 1
         return loss
 
