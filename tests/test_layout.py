@@ -17,13 +17,14 @@ SRC = ROOT / "src" / "anchortune"
 #: Modules and packages from the bottom to the top: each imports only those before it.
 ORDER = [
     *("_version", "errors", "files", "hardware", "chat", "config", "config_io", "record"),
-    *("maths", "checkpoints", "anchor", "adapter", "training", "evaluation", "report", "cli"),
+    *("maths", "checkpoints", "anchor", "adapter", "models", "data", "training"),
+    *("evaluation", "report", "jobs", "cli"),
 ]
 #: Beyond the order: what a package must not know though it comes later.
 APART = {
     "maths": {"_version", "errors", "files", "hardware", "chat", "config", "config_io", "record"},
     "evaluation": {"training", "defences"},
-    "report": {"torch", "hardware", "checkpoints", "anchor", "adapter", "training"},
+    "report": {"torch", "hardware", "checkpoints", "anchor", "adapter", "models", "training"},
 }
 STAGES = ["checkpoints", "anchor", "training", "adapter", "evaluation", "report"]
 MOST_LINES = 400

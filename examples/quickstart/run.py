@@ -36,9 +36,9 @@ from anchortune.evaluation.measure import label_accuracy, unrefused_rate
 from anchortune.evaluation.refusal import MEASURE
 from anchortune.files import atomic_directory, write_json, write_text
 from anchortune.maths.stats import Rate
+from anchortune.models.load import load_model, load_tokenizer, pick_numbers
 from anchortune.report.plots import plot_rates
 from anchortune.report.table import rates_markdown, rates_table
-from anchortune.training.model import load_model, load_tokenizer, pick_numbers
 from anchortune.training.train import train
 
 console = Console(stderr=True)

@@ -253,7 +253,7 @@ def test_the_commit_of_a_hub_adapter_is_recorded(llama_base, llama_adapter, tmp_
     import huggingface_hub
 
     from anchortune.config import ModelSection
-    from anchortune.training.model import identity
+    from anchortune.models.load import identity
 
     folder = Path(shutil.copytree(llama_adapter, tmp_path / "c0ffee"))
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: str(folder))

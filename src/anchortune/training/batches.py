@@ -11,14 +11,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from anchortune.config import DataSection
-from anchortune.errors import DataError
-from anchortune.training.data import (
+from anchortune.data.conversations import (
     BadRow,
     Conversation,
     Preference,
     SourceReport,
     load_source,
 )
+from anchortune.errors import DataError
 from anchortune.training.template import IGNORE, Encoded, Template
 
 

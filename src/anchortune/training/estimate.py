@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from anchortune.config import LoraSection
-from anchortune.training.model import Numbers, add_lora
+from anchortune.models.load import Numbers
+from anchortune.training.lora import add_lora
 
 
 @dataclass(frozen=True)

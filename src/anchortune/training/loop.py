@@ -24,7 +24,7 @@ from transformers import TrainerCallback
 
 from anchortune.config import AlignConfig, TrainConfig
 from anchortune.errors import TrainingError
-from anchortune.training.model import Numbers
+from anchortune.models.load import Numbers
 
 logger = logging.getLogger(__name__)
 

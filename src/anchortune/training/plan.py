@@ -10,6 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from anchortune.config import AlignConfig, DataSection, PenaltySection, TrainConfig
 from anchortune.errors import DataError, TrainingError
+from anchortune.models.load import (
+    Numbers,
+    identity,
+    load_skeleton,
+    load_tokenizer,
+    pick_numbers,
+)
 from anchortune.training import loop
 from anchortune.training.anchored import (
     UNVERIFIED,
@@ -21,14 +28,7 @@ from anchortune.training.anchored import (
 from anchortune.training.batches import PreferenceData, TokenisedData, preferences, tokenise
 from anchortune.training.estimate import Estimate, estimate
 from anchortune.training.folder import RunFolder, State
-from anchortune.training.model import (
-    Numbers,
-    add_lora,
-    identity,
-    load_skeleton,
-    load_tokenizer,
-    pick_numbers,
-)
+from anchortune.training.lora import add_lora
 from anchortune.training.template import Template
 
 if TYPE_CHECKING:

@@ -15,12 +15,13 @@ from anchortune.config import AlignConfig
 from anchortune.config_io import dump_yaml
 from anchortune.errors import CheckpointError
 from anchortune.files import atomic_directory, sha256_file, write_text
+from anchortune.models.load import load_model
 from anchortune.record import Record, now, platform_facts, read_record, versions, write_record
 from anchortune.training import loop
 from anchortune.training.anchored import settings
 from anchortune.training.batches import Collator, PreferenceData, Sequences, TokenisedData
 from anchortune.training.folder import State
-from anchortune.training.model import add_lora, load_model, lora_config
+from anchortune.training.lora import add_lora, lora_config
 from anchortune.training.plan import Plan
 
 logger = logging.getLogger(__name__)

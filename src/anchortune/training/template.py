@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from anchortune.chat import ensure_chat_template
-from anchortune.training.data import BadRow, Message
+from anchortune.data.conversations import BadRow, Message
 
 IGNORE = -100
 """The label of a token that is not learnt."""

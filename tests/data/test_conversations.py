@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from anchortune.config import DataSection
+from anchortune.data.conversations import Conversation, Preference, load_source
 from anchortune.errors import DataError
-from anchortune.training.data import Conversation, Preference, load_source
 
 INSTRUCTION = [
     {"instruction": "Add", "input": "1 2", "output": "3"},

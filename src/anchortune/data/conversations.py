@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from anchortune.config import DataSection
+from anchortune.data.rows import RawRows, read_rows
 from anchortune.errors import DataError
-from anchortune.training.rows import RawRows, read_rows
 
 logger = logging.getLogger(__name__)
 

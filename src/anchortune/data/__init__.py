@@ -1,0 +1,1 @@
+"""Rows of a file or a Hub dataset, and the conversations they hold."""

@@ -1,0 +1,1 @@
+"""Models that run: located, loaded with their adapters, and named by the hashes of their files."""
