@@ -1,0 +1,1 @@
+"""Whole jobs: screen → anchor → train → evaluate → report → gate, each step resumable."""
