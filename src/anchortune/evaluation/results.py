@@ -94,7 +94,7 @@ class Measure(_Data):
 
 
 class Agreement(_Data):
-    """Two judges on the same answers: share of equal verdicts and Cohen's kappa (None: no spread)."""
+    """Two judges on the same answers: equal verdicts, and Cohen's kappa (None: no spread)."""
 
     judges: tuple[str, str]
     set: str
