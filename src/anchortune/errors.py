@@ -31,3 +31,7 @@ class DataError(AnchortuneError):
 
 class TrainingError(AnchortuneError):
     """A training set-up in which the penalty cannot be honoured."""
+
+
+class EvaluationError(AnchortuneError):
+    """An evaluation that cannot be trusted or made: no judge, an empty set, a server that fails."""
