@@ -25,7 +25,10 @@ class Section(BaseModel):
 class ModelSection(Section):
     """The model that training starts from."""
 
-    path: str = Field(description="A folder, a `.gguf` file or a Hub id.")
+    path: str = Field(
+        description="A folder, a `.gguf` file, a Hub id, or `package:NAME` for the `.gguf` file in "
+        "an installed Python package."
+    )
     revision: str | None = Field(None, description="The Hub revision (branch, tag or commit).")
     adapter: str | None = Field(
         None,

@@ -1,4 +1,4 @@
-"""What the user named -> a checkpoint: a folder, a Hub id, a ``.gguf`` file, or a LoRA adapter."""
+"""What the user named -> a checkpoint: folder, Hub id, ``.gguf``, ``package:``, LoRA adapter."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import yaml
 from anchortune.checkpoints.adapter import ADAPTER_CONFIG, AdapterCheckpoint
 from anchortune.checkpoints.checkpoint import Checkpoint, FolderCheckpoint, read_config
 from anchortune.checkpoints.gguf_file import GgufCheckpoint
+from anchortune.checkpoints.packaged import resolve
 from anchortune.errors import CheckpointError
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -29,14 +30,15 @@ def open_checkpoint(
     files and the card are fetched, never code or pickle; offline mode and the cache are respected.
 
     Args:
-        name: a folder, a ``.gguf`` file, or ``org/name`` on the Hub.
+        name: a folder, a ``.gguf`` file, ``org/name`` on the Hub, or ``package:NAME`` for the
+            ``.gguf`` file in an installed Python package.
         revision: a branch, tag or commit, for a Hub id.
         token: the Hub's, where the repository needs one.
 
     Raises:
         CheckpointError: there is no such thing, or it cannot be read safely.
     """
-    path = Path(name).expanduser()
+    path = Path(resolve(str(name))).expanduser()
     if not path.exists() and _HUB_ID.fullmatch(str(name)) and path.suffix != ".gguf":
         folder = _snapshot(str(name), revision, token)
         return _open_folder(folder, str(name), folder.name)

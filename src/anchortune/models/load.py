@@ -20,6 +20,7 @@ import torch
 from anchortune.adapter.compose import CONFIG, WEIGHTS
 from anchortune.adapter.merge import check_adapter, merge_adapter
 from anchortune.checkpoints.index import INDEX, SINGLE
+from anchortune.checkpoints.packaged import resolve
 from anchortune.config import LoraSection, MachineSection, ModelSection
 from anchortune.errors import CheckpointError, TrainingError
 from anchortune.files import sha256_file
@@ -106,7 +107,7 @@ def locate(section: ModelSection) -> Place:
     Raises:
         CheckpointError: the path is no model, or holds pickled weights only.
     """
-    path = Path(section.path).expanduser()
+    path = Path(resolve(section.path)).expanduser()
     options: dict[str, Any] = {"trust_remote_code": section.trust_remote_code}
     if path.exists() and section.revision is not None:
         raise CheckpointError(
