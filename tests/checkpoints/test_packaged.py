@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import sys
 from pathlib import Path
 
@@ -24,7 +23,6 @@ def install(folder: Path, monkeypatch: pytest.MonkeyPatch, *weights: str) -> Non
     listed = [f"tiny_weights/{name},," for name in ("__init__.py", *weights)]
     (info / "RECORD").write_text("\n".join(listed) + "\n")
     monkeypatch.syspath_prepend(str(folder))
-    importlib.metadata.MetadataPathFinder.invalidate_caches()
 
 
 def test_the_file_is_found_and_nothing_is_imported(
