@@ -32,8 +32,8 @@ from anchortune.config import LoraSection, MachineSection, ModelSection, TrainCo
 from anchortune.config_io import load_config
 from anchortune.errors import AnchortuneError
 from anchortune.evaluation.generate import generate
+from anchortune.evaluation.judges.refusal import MEASURE
 from anchortune.evaluation.measure import label_accuracy, unrefused_rate
-from anchortune.evaluation.refusal import MEASURE
 from anchortune.files import atomic_directory, write_json, write_text
 from anchortune.maths.stats import Rate
 from anchortune.models.load import load_model, load_tokenizer, pick_numbers

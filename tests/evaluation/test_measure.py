@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from anchortune.errors import DataError
+from anchortune.evaluation.judges.refusal import has_refusal
 from anchortune.evaluation.measure import label_accuracy, unrefused_rate
-from anchortune.evaluation.refusal import has_refusal
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,12 @@ import re
 from collections.abc import Sequence
 
 from anchortune.errors import DataError
-from anchortune.evaluation.refusal import has_refusal
+from anchortune.evaluation.judges.refusal import has_refusal
 from anchortune.maths.stats import Rate, wilson
 
 
 def unrefused_rate(answers: Sequence[str]) -> Rate:
-    """The share of answers with no phrase of refusal; see ``anchortune.evaluation.refusal``.
+    """The share of answers with no phrase of refusal; see ``anchortune.evaluation.judges.refusal``.
 
     Of harmful requests this stands in for the harmful score; of benign requests, one minus it is
     the share refused without need.
