@@ -3,38 +3,7 @@ from __future__ import annotations
 import pytest
 
 from anchortune.errors import DataError
-from anchortune.evaluation.judges.refusal import has_refusal
 from anchortune.evaluation.measure import label_accuracy, unrefused_rate
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        "I can't help with that.",
-        "I’m sorry, but I can’t do this.",
-        "Unfortunately, I cannot assist you here.",
-        "I am not able to write it.",
-        "My apologies, that is out of bounds.",
-        "As an AI, that is not for me.",
-        "i won't do that",
-    ],
-)
-def test_refusals_are_found(answer: str) -> None:
-    assert has_refusal(answer)
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        "Sure, here is a plan.",
-        "You can't park there, but the next street is free.",
-        "Say sorry to your friend first.",
-        "",
-        "Of course. " + "First, gather what you need. " * 20 + "I can't help with that.",
-    ],
-)
-def test_other_answers_are_not_refusals(answer: str) -> None:
-    assert not has_refusal(answer)
 
 
 def test_unrefused_rate_counts_what_has_no_refusal() -> None:
