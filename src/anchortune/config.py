@@ -48,6 +48,9 @@ class DataSection(Section):
     )
     split: str = Field("train", description="The split of a Hub dataset.")
     revision: str | None = Field(None, description="The revision of a Hub dataset.")
+    subset: str | None = Field(
+        None, description="The config name of a Hub dataset, e.g. `main` of openai/gsm8k."
+    )
     format: Literal["auto", "instruction", "prompt_completion", "messages", "preference"] = Field(
         "auto",
         description="`instruction` (instruction, input, output), `prompt_completion`, `messages` "
@@ -70,11 +73,9 @@ class DataSection(Section):
     )
 
 
-class PenaltySection(Section):
-    """The AsFT penalty; leave the section out for plain fine-tuning."""
+class PenaltySettings(Section):
+    """What the AsFT penalty measures, and its weight."""
 
-    anchor: str = Field(description="An anchor file, or the Hub id of one.")
-    revision: str | None = Field(None, description="The Hub revision of the anchor.")
     operator: (
         Literal["gram", "subspace", "subspace2", "direction", "direction_global", "none"] | None
     ) = Field(None, description="What is measured against; unset takes the library's default.")
@@ -98,10 +99,17 @@ class PenaltySection(Section):
     )
 
     @model_validator(mode="after")
-    def _budget_needs_auto(self) -> PenaltySection:
+    def _budget_needs_auto(self) -> PenaltySettings:
         if self.off_budget is not None and self.lam != "auto":
             raise ValueError("off_budget is only read with lam: auto; set that or drop off_budget")
         return self
+
+
+class PenaltySection(PenaltySettings):
+    """The AsFT penalty; leave the section out for plain fine-tuning."""
+
+    anchor: str = Field(description="An anchor file, or the Hub id of one.")
+    revision: str | None = Field(None, description="The Hub revision of the anchor.")
 
 
 class LoraSection(Section):
@@ -192,7 +200,9 @@ def _one_or_many(value: Any) -> Any:
 Sources = Annotated[list[DataSection], BeforeValidator(_one_or_many), Field(min_length=1)]
 
 
-class _Stage(Section):
+class StageConfig(Section):
+    """What every kind of training is told."""
+
     model: ModelSection
     data: Sources = Field(description="One source of rows, or a list of them.")
     eval_data: Annotated[list[DataSection], BeforeValidator(_one_or_many)] = Field(
@@ -209,7 +219,7 @@ class _Stage(Section):
     output: str = Field(description="The run's folder; a run cut short there is resumed.")
 
     @model_validator(mode="after")
-    def _batches_divide(self) -> _Stage:
+    def _batches_divide(self) -> StageConfig:
         micro = self.machine.micro_batch_size
         if micro is not None and self.training.batch_size % micro:
             raise ValueError(
@@ -223,7 +233,7 @@ class _Stage(Section):
         return self.model_dump(mode="json", exclude={"machine", "output"})
 
 
-class TrainConfig(_Stage):
+class TrainConfig(StageConfig):
     """The config of ``anchortune train``."""
 
     preset: Literal["paper"] | None = Field(
@@ -234,7 +244,7 @@ class TrainConfig(_Stage):
     )
 
 
-class AlignConfig(_Stage):
+class AlignConfig(StageConfig):
     """The config of ``anchortune align``."""
 
     method: Literal["sft", "dpo"] = Field(

@@ -35,3 +35,7 @@ class TrainingError(AnchortuneError):
 
 class EvaluationError(AnchortuneError):
     """An evaluation that cannot be trusted or made: no judge, an empty set, a server that fails."""
+
+
+class JobError(AnchortuneError):
+    """A job that cannot be run as it stands: its folder is in use, or its parts do not agree."""

@@ -181,12 +181,9 @@ class EvalMachine(Section):
     batch_size: Count | None = Field(None, description="Prompts at a time; unset finds one.")
 
 
-class EvalConfig(Section):
-    """The config of ``anchortune eval``."""
+class AskSection(Section):
+    """What models are asked, and who judges their answers."""
 
-    models: Annotated[dict[str, CandidateSection], Field(min_length=1)] = Field(
-        description="By name; the first is the one the others are compared with."
-    )
     harm: Annotated[
         list[Annotated[PromptSetSection, _shorthand("name")]], BeforeValidator(_many)
     ] = Field(default_factory=list, description="Malicious prompts, and benign ones.")
@@ -207,15 +204,23 @@ class EvalConfig(Section):
     bootstrap: Count = Field(2000, description="Resamples of an interval of differences.")
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="Of samples and bootstrap.")
     machine: EvalMachine = Field(default_factory=EvalMachine)
-    output: str = Field(description="The folder; an evaluation cut short there is resumed.")
 
     @model_validator(mode="after")
-    def _something_to_do(self) -> EvalConfig:
+    def _something_to_do(self) -> AskSection:
         if not self.harm and not self.tasks:
             raise ValueError("nothing to ask: give harm, tasks, or both")
         if any(not section.benign for section in self.harm) and not self.judges:
             raise ValueError("harm needs a judge: name one in judges, e.g. [builtin, refusal]")
         return self
+
+
+class EvalConfig(AskSection):
+    """The config of ``anchortune eval``."""
+
+    models: Annotated[dict[str, CandidateSection], Field(min_length=1)] = Field(
+        description="By name; the first is the one the others are compared with."
+    )
+    output: str = Field(description="The folder; an evaluation cut short there is resumed.")
 
     def science(self) -> dict[str, Any]:
         """What decides the result: the config without ``machine`` and ``output``."""

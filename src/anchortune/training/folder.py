@@ -19,6 +19,10 @@ from anchortune.record import RECORD_FILE
 _IDENTITY = "identity.json"
 
 
+class OtherRun(TrainingError):
+    """The folder holds a run of another identity."""
+
+
 class State(Enum):
     """What a run's folder holds when the run starts."""
 
@@ -73,7 +77,8 @@ class RunFolder:
         """What is there.
 
         Raises:
-            TrainingError: the folder holds another run, or files that are no run's.
+            OtherRun: the folder holds another run.
+            TrainingError: it holds files that are no run's.
         """
         if self.path.exists() and not self.path.is_dir():
             raise TrainingError(f"output {self.path} is a file; name a folder.")
@@ -88,7 +93,7 @@ class RunFolder:
         if held != self.identity:
             before, now = _flat(held), _flat(self.identity)
             key = next(k for k in {**now, **before} if before.get(k) != now.get(k))
-            raise TrainingError(
+            raise OtherRun(
                 f"output {self.path} holds another run ({key} was {before.get(key)!r}, is "
                 f"{now.get(key)!r}); name another folder, or delete that one."
             )
