@@ -44,7 +44,8 @@ class DataSection(Section):
     """One source of rows."""
 
     path: str = Field(
-        description="A .json, .jsonl, .csv or .parquet file, or the id of a Hub dataset."
+        description="A .json, .jsonl, .csv or .parquet file, the id of a Hub dataset, or one file "
+        "of it: `hf://datasets/org/name/file.json`."
     )
     split: str = Field("train", description="The split of a Hub dataset.")
     revision: str | None = Field(None, description="The revision of a Hub dataset.")

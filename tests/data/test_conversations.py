@@ -252,13 +252,38 @@ def test_a_hub_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
 
     asked = {}
 
-    def load_dataset(path, *, split, revision):
-        asked.update(path=path, split=split, revision=revision)
+    def load_dataset(path, name, *, split, revision):
+        asked.update(path=path, name=name, split=split, revision=revision)
         return datasets.Dataset.from_list([{"prompt": "p", "completion": "c"}])
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    items, report = load_source(DataSection(path="org/name", split="test", revision="v1"), 0)
-    assert asked == {"path": "org/name", "split": "test", "revision": "v1"}
+    section = DataSection(path="org/name", subset="main", split="test", revision="v1")
+    items, report = load_source(section, 0)
+    assert asked == {"path": "org/name", "name": "main", "split": "test", "revision": "v1"}
     assert isinstance(items[0], Conversation)
     assert items[0].place == "org/name: row 1"
     assert len(report.sha256) == 64
+
+
+def test_one_file_of_a_hub_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    asked = []
+
+    def download(repo, file, *, repo_type, revision):
+        asked.append((repo, file, repo_type, revision))
+        return write(tmp_path / "there.jsonl", [{"prompt": "p", "completion": "c"}])
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    path = "hf://datasets/org/name/data/rows.jsonl"
+    items, report = load_source(DataSection(path=path, revision="v1"), 0)
+    assert asked == [("org/name", "data/rows.jsonl", "dataset", "v1")]
+    assert report.path == path
+    assert isinstance(items[0], Conversation)
+    with pytest.raises(DataError, match="name a file"):
+        load_source(DataSection(path="hf://datasets/org/name"), 0)
+
+
+def test_a_hub_file_out_of_reach_is_an_error_in_words() -> None:
+    with pytest.raises(DataError, match="cannot be reached"):
+        load_source(DataSection(path="hf://datasets/nobody/nothing/rows.json"), 0)

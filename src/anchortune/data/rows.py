@@ -16,6 +16,7 @@ from anchortune.errors import DataError
 from anchortune.files import sha256_file
 
 _SURPLUS = "(more fields than columns)"
+_HUB_FILE = "hf://datasets/"
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 
 
@@ -43,7 +44,10 @@ def read_rows(section: DataSection) -> RawRows:
         DataError: no such file or dataset, an unknown kind of file, broken JSON, not UTF-8, or no
             rows at all.
     """
-    path = Path(section.path).expanduser()
+    if section.path.startswith(_HUB_FILE):
+        path = _hub_file(section)
+    else:
+        path = Path(section.path).expanduser()
     if path.is_dir():
         raise DataError(f"{section.path} is a folder; name a file ({', '.join(SUFFIXES)}) in it.")
     if path.is_file():
@@ -142,11 +146,39 @@ def _read_hub(section: DataSection) -> list[Any]:
     import datasets
 
     try:
-        loaded = datasets.load_dataset(section.path, split=section.split, revision=section.revision)
+        loaded = datasets.load_dataset(
+            section.path, section.subset, split=section.split, revision=section.revision
+        )
     except Exception as error:  # the Hub client's errors share no base class
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        subset = f"a config '{section.subset}' and " if section.subset else ""
         raise DataError(
-            f"{section.path}: neither a file here nor a Hub dataset with a split "
-            f"'{section.split}' that can be reached ({reason})."
+            f"{section.path}: neither a file here nor a Hub dataset with {subset}a split "
+            f"'{section.split}' that can be reached ({_first_line(error)})."
         ) from None
     return list(loaded)
+
+
+def _hub_file(section: DataSection) -> Path:
+    """Where one file of a Hub dataset lies once it is here: ``hf://datasets/org/name/file.json``.
+
+    For datasets whose rows come from a script, which is never run.
+    """
+    from huggingface_hub import hf_hub_download
+
+    org, _, rest = section.path.removeprefix(_HUB_FILE).partition("/")
+    name, _, file = rest.partition("/")
+    if not file:
+        raise DataError(f"{section.path}: name a file, as in {_HUB_FILE}org/name/file.json.")
+    try:
+        found = hf_hub_download(
+            f"{org}/{name}", file, repo_type="dataset", revision=section.revision
+        )
+    except Exception as error:  # as above
+        raise DataError(
+            f"{section.path}: this file of a Hub dataset cannot be reached ({_first_line(error)})."
+        ) from None
+    return Path(found)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
