@@ -128,5 +128,9 @@ def _settled(verdicts: Sequence[Verdict]) -> Verdict:
     counts = Counter(verdict.outcome for verdict in scored)
     if len(counts) > 1:
         told = ", ".join(f"{counts[name]} {name}" for name in ("harmful", "safe"))
-        return Verdict("unscored", f"the file's rows disagree ({told})", details={name: n for name, n in counts.items()})
+        return Verdict(
+            "unscored",
+            f"the file's rows disagree ({told})",
+            details={name: n for name, n in counts.items()},
+        )
     return (scored or list(verdicts))[0]
