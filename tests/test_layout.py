@@ -17,12 +17,12 @@ SRC = ROOT / "src" / "anchortune"
 #: Modules and packages from the bottom to the top: each imports only those before it.
 ORDER = [
     *("_version", "errors", "files", "hardware", "chat", "config", "config_io", "record"),
-    *("maths", "checkpoints", "anchor", "adapter", "models", "data", "training"),
+    *("run_folder", "maths", "checkpoints", "anchor", "adapter", "models", "data", "training"),
     *("evaluation", "report", "jobs", "cli"),
 ]
 #: Beyond the order: what a package must not know though it comes later.
 APART = {
-    "maths": {"_version", "errors", "files", "hardware", "chat", "config", "config_io", "record"},
+    "maths": set(ORDER[: ORDER.index("maths")]),
     "evaluation": {"training", "defences"},
     "report": {"torch", "hardware", "checkpoints", "anchor", "adapter", "models", "training"},
 }
