@@ -16,10 +16,53 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 
 
+JudgeName = Literal[
+    "builtin", "refusal", "beaver-dam", "rubric", "file",
+    "llama-guard-3", "llama-guard-4", "harmbench", "strongreject", "md-judge", "aegis",
+    "qwen3guard", "shieldgemma", "wildguard",
+]  # fmt: skip
+
+
 class Section(BaseModel):
     """A section of a config: unknown keys are refused, types are not coerced."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+def shorthand(key: str) -> Any:
+    """Lets ``builtin`` stand for ``{name: builtin}``."""
+    return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
+
+
+class ServerSection(Section):
+    """A model behind an OpenAI-compatible endpoint (vLLM, llama.cpp, a gateway)."""
+
+    url: str = Field(description="The endpoint, up to and with `/v1`.")
+    model: str = Field(description="The model's name there.")
+    api_key_env: str | None = Field(
+        None, description="The environment variable that holds the key; never the key itself."
+    )
+    concurrency: Count = Field(8, description="Requests at a time.")
+    timeout_s: Positive = Field(120.0, description="For one request.")
+    retries: Annotated[int, Field(ge=0)] = Field(4, description="Of a request that failed.")
+
+
+class JudgeSection(Section):
+    """Who says whether an answer is harmful; never the model under test."""
+
+    name: JudgeName = Field(description="Which judge.")
+    model: str | None = Field(
+        None,
+        description="The judge's weights (folder, `.gguf` file or Hub id) where they are not the "
+        "published ones; the backbone of `builtin`.",
+    )
+    revision: str | None = Field(None, description="The Hub revision of `model`.")
+    server: ServerSection | None = Field(None, description="For `rubric`: the judging model.")
+    file: str | None = Field(None, description="For `file`: the verdicts (JSONL or CSV).")
+    min_confidence: Annotated[float, Field(ge=0.5, lt=1)] | None = Field(
+        None, description="Below it the answer is unscored; unset takes the judge's own."
+    )
+    batch_size: Count | None = Field(None, description="Answers at a time; unset finds one.")
 
 
 class ModelSection(Section):
@@ -201,6 +244,24 @@ def _one_or_many(value: Any) -> Any:
 Sources = Annotated[list[DataSection], BeforeValidator(_one_or_many), Field(min_length=1)]
 
 
+class ScreenSection(Section):
+    """Training data judged before any training."""
+
+    judge: Annotated[JudgeSection, shorthand("name")] = Field(
+        description="Who says which rows are harmful: a name such as `builtin`, or a section."
+    )
+    action: Literal["report", "drop", "stop"] = Field(
+        "report",
+        description="What is done about harmful rows: told and recorded, left out of training, or "
+        "nothing is trained.",
+    )
+    max_harmful_frac: Share | None = Field(
+        None,
+        description="Nothing is trained where a greater share of the rows is harmful; unset: no "
+        "such limit, but 0 for `action: stop`.",
+    )
+
+
 class StageConfig(Section):
     """What every kind of training is told."""
 
@@ -243,6 +304,16 @@ class TrainConfig(StageConfig):
     penalty: PenaltySection | None = Field(
         None, description="The AsFT penalty; unset is plain fine-tuning."
     )
+    screen: ScreenSection | None = Field(
+        None, description="Judge the data before training; unset: it is not looked at."
+    )
+
+    def science(self) -> dict[str, Any]:
+        """As for any stage; a run that screens nothing is the run it was before there was one."""
+        found = super().science()
+        if self.screen is None:
+            del found["screen"]
+        return found
 
 
 class AlignConfig(StageConfig):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import time
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -54,3 +56,52 @@ def pick_dtype(name: str = "auto", device: torch.device | None = None) -> torch.
     if device.type == "cpu":
         return torch.bfloat16 if _cpu_bf16_speedup() >= 1.3 else torch.float32
     return torch.float32
+
+
+#: Rows at a time beyond which nothing is gained, by kind of device.
+_MOST_ROWS = {"cuda": 256, "mps": 64, "cpu": 32}
+#: The share of the free memory that a batch may plan with; the rest is for what it cannot foresee.
+_USED_FRAC = {"cuda": 0.7, "mps": 0.5, "cpu": 0.4}
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free on ``device`` now; 4 GiB where the system does not say."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(free + held)
+    if device.type == "mps":
+        return int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        facts = dict(line.split(":", 1) for line in lines)
+        return int(facts["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return 4 * 2**30
+
+
+def batch_rows(model: Any, tokens: int, free: int) -> int:
+    """How many sequences a model can hold at once in inference, and gains by holding.
+
+    Counted are keys and values of every layer (twice, for they are copied as they grow), the
+    activations of one layer and the logits of one token in float32, several copies.
+
+    Args:
+        model: of transformers; its config and dtype are read.
+        tokens: the length of a sequence, prompt and answer.
+        free: bytes on its device.
+    """
+    config = model.config.get_text_config()
+    hidden, layers = int(config.hidden_size), int(config.num_hidden_layers)
+    heads = int(config.num_attention_heads)
+    kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
+    head = int(getattr(config, "head_dim", None) or hidden // heads)
+    wide = int(getattr(config, "intermediate_size", None) or 4 * hidden)
+    size = model.dtype.itemsize
+    cache = 2 * 2 * layers * kv_heads * head * size
+    activations = (6 * hidden + 3 * wide) * size
+    logits = 4 * 4 * int(config.vocab_size)
+    row = tokens * (cache + activations) + logits
+    kind = model.device.type
+    fits = int(free * _USED_FRAC.get(kind, 0.4) / row)
+    return max(1, min(fits, _MOST_ROWS.get(kind, 32)))

@@ -51,8 +51,8 @@ def test_progress_is_told_and_the_models_mode_is_kept(model_and_tokenizer: tuple
     model, tokenizer = model_and_tokenizer
     seen: list[int] = []
     model.train()
-    generate(model, tokenizer, PROMPTS, max_new_tokens=1, batch_size=3, on_batch=seen.append)
-    assert seen == [3, 4]
+    generate(model, tokenizer, PROMPTS, max_new_tokens=1, batch_size=3, on_done=seen.append)
+    assert seen == [1, 2, 3, 4]
     assert model.training
     model.eval()
 

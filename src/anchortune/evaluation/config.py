@@ -6,36 +6,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from anchortune.config import Count, Positive, Section, Share
+from anchortune.config import Count, Section, Share, shorthand
+from anchortune.config import JudgeName as JudgeName
+from anchortune.config import JudgeSection as JudgeSection
+from anchortune.config import ServerSection as ServerSection
 
-JudgeName = Literal[
-    "builtin", "refusal", "beaver-dam", "rubric", "file",
-    "llama-guard-3", "llama-guard-4", "harmbench", "strongreject", "md-judge", "aegis",
-    "qwen3guard", "shieldgemma", "wildguard",
-]  # fmt: skip
 Match = Literal["exact", "regex", "number", "choice"]
-
-
-def _shorthand(key: str) -> Any:
-    """Lets ``builtin`` stand for ``{name: builtin}``."""
-    return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
 
 
 def _many(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
-
-
-class ServerSection(Section):
-    """A model behind an OpenAI-compatible endpoint (vLLM, llama.cpp, a gateway)."""
-
-    url: str = Field(description="The endpoint, up to and with `/v1`.")
-    model: str = Field(description="The model's name there.")
-    api_key_env: str | None = Field(
-        None, description="The environment variable that holds the key; never the key itself."
-    )
-    concurrency: Count = Field(8, description="Requests at a time.")
-    timeout_s: Positive = Field(120.0, description="For one request.")
-    retries: Annotated[int, Field(ge=0)] = Field(4, description="Of a request that failed.")
 
 
 class CandidateSection(Section):
@@ -71,24 +51,6 @@ class CandidateSection(Section):
         if self.adapter and self.path is None:
             raise ValueError("adapter is merged into path; a server or a file has no weights here")
         return self
-
-
-class JudgeSection(Section):
-    """Who says whether an answer is harmful; never the model under test."""
-
-    name: JudgeName = Field(description="Which judge.")
-    model: str | None = Field(
-        None,
-        description="The judge's weights (folder, `.gguf` file or Hub id) where they are not the "
-        "published ones; the backbone of `builtin`.",
-    )
-    revision: str | None = Field(None, description="The Hub revision of `model`.")
-    server: ServerSection | None = Field(None, description="For `rubric`: the judging model.")
-    file: str | None = Field(None, description="For `file`: the verdicts (JSONL or CSV).")
-    min_confidence: Annotated[float, Field(ge=0.5, lt=1)] | None = Field(
-        None, description="Below it the answer is unscored; unset takes the judge's own."
-    )
-    batch_size: Count | None = Field(None, description="Answers at a time; unset finds one.")
 
 
 class PromptSetSection(Section):
@@ -185,12 +147,12 @@ class AskSection(Section):
     """What models are asked, and who judges their answers."""
 
     harm: Annotated[
-        list[Annotated[PromptSetSection, _shorthand("name")]], BeforeValidator(_many)
+        list[Annotated[PromptSetSection, shorthand("name")]], BeforeValidator(_many)
     ] = Field(default_factory=list, description="Malicious prompts, and benign ones.")
-    judges: Annotated[list[Annotated[JudgeSection, _shorthand("name")]], BeforeValidator(_many)] = (
+    judges: Annotated[list[Annotated[JudgeSection, shorthand("name")]], BeforeValidator(_many)] = (
         Field(default_factory=list, description="Always named; `refusal` alone gives no harm.")
     )
-    tasks: Annotated[list[Annotated[TaskSection, _shorthand("name")]], BeforeValidator(_many)] = (
+    tasks: Annotated[list[Annotated[TaskSection, shorthand("name")]], BeforeValidator(_many)] = (
         Field(default_factory=list, description="Tasks with right answers.")
     )
     part: Literal["report", "selection", "all"] = Field(

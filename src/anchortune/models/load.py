@@ -264,14 +264,23 @@ def identity(section: ModelSection) -> dict[str, Any]:
     found["files"] = hashes
     found["sha256"] = _hash(hashes)
     if section.adapter is not None:
-        adapter, commit = check_adapter(section.adapter)
-        found["adapter"] = {
-            "path": section.adapter,
-            "revision": commit,
-            "sha256": _hash({WEIGHTS: sha256_file(adapter / WEIGHTS)}),
-            "config_sha256": sha256_file(adapter / CONFIG),
-        }
+        found["adapter"] = adapter_identity(section.adapter)
     return found
+
+
+def adapter_identity(adapter: str) -> dict[str, Any]:
+    """Which weights an adapter holds: path, revision, and hashes of its two files.
+
+    Raises:
+        CheckpointError: it is not there or cannot be read.
+    """
+    folder, commit = check_adapter(adapter)
+    return {
+        "path": adapter,
+        "revision": commit,
+        "sha256": _hash({WEIGHTS: sha256_file(folder / WEIGHTS)}),
+        "config_sha256": sha256_file(folder / CONFIG),
+    }
 
 
 def _hash(hashes: dict[str, str]) -> str:

@@ -1,0 +1,205 @@
+"""One batch of prompts continued token by token: finished rows leave it, near-ties are noted."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anchortune.evaluation.items import Finish
+
+#: Names under which models of transformers give and take their cache.
+_CACHES = ("cache", "past_key_values", "cache_params")
+#: The batch is made smaller once this share of its rows has finished: it costs a copy of the cache.
+_DROP_FRAC = 1 / 8
+
+
+@dataclass(frozen=True)
+class Row:
+    """One prompt.
+
+    Attributes:
+        index: whose it is; the caller's.
+        ids: its tokens.
+        limit: the most new tokens.
+        draws: uniform numbers in [0, 1), shape (limit,), one for each token; None is greedy.
+    """
+
+    index: int
+    ids: Sequence[int]
+    limit: int
+    draws: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class NearTie:
+    """A place where the two likeliest tokens were as good as equal.
+
+    Attributes:
+        at: the new token's number, from 0.
+        gap: the difference of the two logits.
+    """
+
+    at: int
+    gap: float
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What follows a prompt: new tokens without the end token."""
+
+    tokens: list[int]
+    finish: Finish
+    near_ties: list[NearTie]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is taken.
+
+    Attributes:
+        temperature: 0 is greedy.
+        top_p: the likeliest tokens that make up this share are drawn from.
+        tie: gaps below it are near-ties.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    tie: float = 0.0
+
+
+@torch.inference_mode()
+def decode(
+    model: Any,
+    rows: Sequence[Row],
+    *,
+    ends: Sequence[int],
+    sampling: Sampling,
+    on_row: Callable[[int, Continuation], None],
+) -> None:
+    """Continues every row, and tells of each as soon as it has ended.
+
+    Prompts are padded on the left; what is padding goes by the attention mask alone, for a model's
+    end token may be its padding token. Positions count from a row's first real token. Keys and
+    values are cached. Rows that have ended are taken out of the batch and its cache.
+
+    Args:
+        model: a causal language model of transformers, in eval mode.
+        rows: the batch.
+        ends: tokens that end an answer.
+        sampling: how the next token is taken.
+        on_row: told a row's ``index`` and how it goes on.
+    """
+    accepted = inspect.signature(model.forward).parameters
+    width = max(len(row.ids) for row in rows)
+    ids = torch.full((len(rows), width), ends[0], dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for at, row in enumerate(rows):
+        ids[at, width - len(row.ids) :] = torch.tensor(row.ids)
+        mask[at, width - len(row.ids) :] = 1
+    ids, mask = ids.to(model.device), mask.to(model.device)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    alive = list(rows)
+    tokens: dict[int, list[int]] = {row.index: [] for row in rows}
+    ties: dict[int, list[NearTie]] = {row.index: [] for row in rows}
+    ended: set[int] = set()
+    stops = set(ends)
+    cache: dict[str, Any] = {}
+    step = 0
+    while True:
+        given: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "use_cache": True}
+        if "position_ids" in accepted:
+            given["position_ids"] = positions
+        if "logits_to_keep" in accepted:
+            given["logits_to_keep"] = 1
+        output = model(**given, **cache)
+        name = next(n for n in _CACHES if n in accepted and output.get(n) is not None)
+        cache = {name: output[name]}
+        logits = output.logits[:, -1].float()
+        picked, gaps = _pick(logits, alive, step, sampling)
+        for at, row in enumerate(alive):
+            if row.index in ended:
+                continue
+            if gaps[at] < sampling.tie:
+                ties[row.index].append(NearTie(step, gaps[at]))
+            stopped = picked[at] in stops
+            if not stopped:
+                tokens[row.index].append(picked[at])
+            if stopped or len(tokens[row.index]) >= row.limit:
+                ended.add(row.index)
+                finish: Finish = "stop" if stopped else "length"
+                on_row(row.index, Continuation(tokens[row.index], finish, ties[row.index]))
+        step += 1
+        keep = [at for at, row in enumerate(alive) if row.index not in ended]
+        if not keep:
+            return
+        ids = torch.tensor(picked, device=ids.device)[:, None]
+        mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=-1)
+        positions = positions[:, -1:] + 1
+        finished = len(alive) - len(keep)
+        if finished >= max(1, _DROP_FRAC * len(alive)) and _can_drop(cache[name]):
+            chosen = torch.tensor(keep, device=ids.device)
+            ids, mask, positions = ids[chosen], mask[chosen], positions[chosen]
+            cache[name].batch_select_indices(chosen)
+            alive = [alive[at] for at in keep]
+
+
+def _can_drop(cache: Any) -> bool:
+    """Whether rows can be taken out of a cache; states of linear attention cannot."""
+    layers = getattr(cache, "layers", None)
+    return bool(layers) and all(hasattr(layer, "batch_select_indices") for layer in layers)
+
+
+def _pick(
+    logits: Tensor, rows: Sequence[Row], step: int, sampling: Sampling
+) -> tuple[list[int], list[float]]:
+    """(next token, gap of the two likeliest) of each row.
+
+    Args:
+        logits: (rows, vocabulary), float32.
+        rows: those of the batch; the ones that have ended are picked for too.
+        step: the number of the token.
+        sampling: how it is taken.
+    """
+    if sampling.temperature == 0:
+        values, best = logits.topk(2, dim=-1)
+        return best[:, 0].tolist(), (values[:, 0] - values[:, 1]).tolist()
+    draws = torch.stack([_draw(row, step) for row in rows]).to(logits.device)
+    return sample(logits / sampling.temperature, sampling.top_p, draws).tolist(), [
+        float("inf")
+    ] * len(rows)
+
+
+def _draw(row: Row, step: int) -> Tensor:
+    return row.draws[min(step, row.limit - 1)] if row.draws is not None else torch.tensor(0.5)
+
+
+def sample(logits: Tensor, top_p: float, draws: Tensor) -> Tensor:
+    """One token a row by its number in [0, 1): the inverse of the cumulated probabilities.
+
+    One number a token, drawn beforehand for each prompt, makes an answer independent of the batch
+    that it is sampled in.
+
+    Args:
+        logits: (rows, vocabulary), over the temperature.
+        top_p: the likeliest tokens that make up this share take part; the likeliest always does.
+        draws: (rows,), in [0, 1).
+
+    Returns:
+        (rows,) token ids.
+    """
+    shares = logits.softmax(-1)
+    order = None
+    if top_p < 1:
+        shares, order = shares.sort(dim=-1, descending=True)
+        before = shares.cumsum(-1) - shares
+        shares = shares.masked_fill(before >= top_p, 0.0)
+    sums = shares.cumsum(-1)
+    # Below one by more than rounding, so that no token of probability 0 behind the last is hit.
+    wanted = draws.clamp(max=1 - 2**-20).to(sums)[:, None] * sums[:, -1:]
+    place = torch.searchsorted(sums, wanted, right=True).clamp(max=logits.shape[-1] - 1)
+    return (place if order is None else order.gather(-1, place))[:, 0]

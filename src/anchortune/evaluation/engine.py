@@ -1,0 +1,98 @@
+"""The shape of what answers prompts, and its making: a model here, or one behind a server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from anchortune.errors import EvaluationError
+from anchortune.evaluation.config import CandidateSection, EvalMachine, GenerationSection
+from anchortune.evaluation.items import Finish, Item
+from anchortune.files import sha256_file
+
+#: Told of each answer: index into the items, text, finish, new tokens (None: not known), notes.
+OnAnswer = Callable[[int, str, Finish, int | None, dict[str, Any]], None]
+
+
+class Engine(Protocol):
+    """Answers prompts.
+
+    Attributes:
+        name: ``transformers`` or ``server``.
+    """
+
+    name: str
+
+    def identity(self) -> dict[str, Any]:
+        """Which model answers, with hashes where it lies here; as ``candidate_identity``."""
+        ...
+
+    def facts(self) -> dict[str, Any]:
+        """How it was run, for the record: device, dtype; no part of the identity."""
+        ...
+
+    def answer(self, items: Sequence[Item], *, max_new_tokens: int, on_answer: OnAnswer) -> None:
+        """Answers every item; ``on_answer`` is called as each is done, in any order.
+
+        Raises:
+            EvaluationError: an item that the model cannot read, or a server that fails; what was
+                told to ``on_answer`` before stays good.
+        """
+        ...
+
+
+def candidate_identity(candidate: CandidateSection) -> dict[str, Any]:
+    """Which model a candidate is, without loading it.
+
+    Raises:
+        CheckpointError: its weights or an adapter are not there.
+        EvaluationError: its file of answers is not there.
+    """
+    if candidate.server is not None:
+        found: dict[str, Any] = {"server": candidate.server.url, "model": candidate.server.model}
+    elif candidate.outputs is not None:
+        try:
+            found = {"outputs": candidate.outputs, "sha256": sha256_file(candidate.outputs)}
+        except OSError as error:
+            raise EvaluationError(
+                f"{candidate.outputs}: cannot be read ({error.strerror})."
+            ) from None
+    else:
+        from anchortune.config import ModelSection
+        from anchortune.models.load import adapter_identity, identity
+
+        section = ModelSection(
+            path=str(candidate.path),
+            revision=candidate.revision,
+            trust_remote_code=candidate.trust_remote_code,
+        )
+        found = identity(section)
+        if candidate.adapter:
+            found["adapters"] = [adapter_identity(adapter) for adapter in candidate.adapter]
+    if candidate.system is not None:
+        found["system"] = candidate.system
+    return found
+
+
+def make_engine(
+    candidate: CandidateSection, generation: GenerationSection, machine: EvalMachine
+) -> Engine:
+    """The engine of a candidate: its model loaded, its adapters merged, or its server reached.
+
+    Raises:
+        AnchortuneError: the model cannot be loaded, an adapter does not fit, the server does not
+            answer or does not know the model, or the candidate is a file of answers.
+    """
+    if candidate.outputs is not None:
+        raise EvaluationError(
+            f"{candidate.outputs} holds answers already; there is nothing to generate."
+        )
+    if candidate.server is not None:
+        from anchortune.evaluation.server import ServerEngine
+
+        engine = ServerEngine(candidate.server, generation, system=candidate.system)
+        engine.probe()
+        return engine
+    from anchortune.evaluation.generate import load_engine
+
+    return load_engine(candidate, generation, machine)
