@@ -24,7 +24,7 @@ def run(
 ) -> None:
     """Reads the config, plans, and trains unless ``dry_run``; the result goes to stdout."""
     config = load_config(path, kind, overrides)
-    _log_to_stderr()
+    log_to_stderr()
 
     from anchortune.training.plan import plan_stage
     from anchortune.training.stage import run_stage
@@ -44,7 +44,7 @@ def run(
     typer.echo(f"{record.metrics['steps']} steps in {record.timings['train_s']:.0f} s{told}")
 
 
-def _log_to_stderr() -> None:
+def log_to_stderr() -> None:
     """Our log at INFO on stderr; other libraries' warnings stay as they set them."""
     logger = logging.getLogger("anchortune")
     if not logger.handlers:
