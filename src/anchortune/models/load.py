@@ -181,16 +181,20 @@ def load_skeleton(section: ModelSection) -> Any:
         raise _refused(section, error) from None
 
 
-def load_model(section: ModelSection, numbers: Numbers, *, four_bit: bool = False) -> Any:
+def load_model(
+    section: ModelSection, numbers: Numbers, *, four_bit: bool = False, auto: Any = None
+) -> Any:
     """The start model with its weights, the alignment adapter merged, on ``numbers.device``.
 
     Args:
         section: which model.
         numbers: device and dtypes.
         four_bit: hold the weights in NF4 (QLoRA).
+        auto: the class of transformers that loads it; None: ``AutoModelForCausalLM``. A class that
+            is given has to find every tensor it wants, or its head would be random.
 
     Raises:
-        CheckpointError: it cannot be loaded, or the adapter does not fit.
+        CheckpointError: it cannot be loaded, lacks a tensor, or the adapter does not fit.
         TrainingError: an adapter is to be merged into 4-bit weights.
     """
     from safetensors import SafetensorError
@@ -209,9 +213,15 @@ def load_model(section: ModelSection, numbers: Numbers, *, four_bit: bool = Fals
     # An adapter is merged in float32: in 16 bits most of a small update would be rounded away.
     dtype = torch.float32 if section.adapter is not None else numbers.weights
     try:
-        model = AutoModelForCausalLM.from_pretrained(place.folder, dtype=dtype, **options)
+        model, found = (auto or AutoModelForCausalLM).from_pretrained(
+            place.folder, dtype=dtype, output_loading_info=True, **options
+        )
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise _refused(section, error) from None
+    if auto is not None and found["missing_keys"]:
+        raise CheckpointError(
+            f"{section.path}: has no {min(found['missing_keys'])}, so it is another kind of model."
+        )
     if place.gguf is not None:
         _clear_quantisation(model)
         model.to(dtype)
