@@ -72,11 +72,11 @@ class Kappa(NamedTuple):
     kappa: float | None
 
 
-def wilson(successes: int, n: int, z: float = Z95) -> Rate:
+def wilson(successes: float, n: int, z: float = Z95) -> Rate:
     """The rate ``successes / n`` with Wilson's score interval (E. B. Wilson, 1927).
 
     Args:
-        successes: how many of n.
+        successes: how many of n; a tie may count as half of one.
         n: how many in all, at least 1.
         z: the normal quantile; the default gives 95 %.
 
@@ -218,7 +218,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def over_seeds(seeds: Sequence[Sequence[bool | None]]) -> Seeds:
+def over_seeds(seeds: Sequence[Sequence[float | None]]) -> Seeds:
     """The mean rate of several seeds asked the same prompts, and a clustered interval of it.
 
     Two things would come out otherwise another time: the seeds and the prompts. The variance of
@@ -230,7 +230,7 @@ def over_seeds(seeds: Sequence[Sequence[bool | None]]) -> Seeds:
     (N. Dean and M. Pagano, 2015), so it stays in [0, 1] and has width at a rate of 0.
 
     Args:
-        seeds: for each seed, for each prompt in one order, whether it counts; None: unscored.
+        seeds: for each seed, for each prompt in one order, what it counts, from 0 to 1; None: unscored.
 
     Raises:
         ValueError: no seeds, sequences of unequal length, or a seed without a scored prompt.
@@ -243,7 +243,7 @@ def over_seeds(seeds: Sequence[Sequence[bool | None]]) -> Seeds:
     rates = [sum(values) / len(values) for values in scored]
     k, mean = len(seeds), sum(rates) / len(rates)
     if k == 1:
-        rate = wilson(round(sum(scored[0])), len(scored[0]))
+        rate = wilson(sum(scored[0]), len(scored[0]))
         return Seeds(1, rate.value, None, rate.low, rate.high)
     sd = math.sqrt(sum((rate - mean) ** 2 for rate in rates) / (k - 1))
     pulls = []  # of each prompt on the mean
