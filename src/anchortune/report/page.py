@@ -1,0 +1,142 @@
+"""``report.html``: the whole evaluation on one page that asks nothing of the network."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from anchortune.evaluation.results import Results
+from anchortune.files import write_text
+from anchortune.record import Record
+from anchortune.report import view
+from anchortune.report.curves import HEIGHT, WIDTH, charts
+from anchortune.report.examples import sample
+from anchortune.report.gate import GateResult
+from anchortune.report.load import read_evaluation
+from anchortune.report.summary import summary
+from anchortune.report.words import KINDS, measure_name, percent, shown
+
+REPORT_FILE = "report.html"
+_PARTS = {
+    "report": "the report part of every set: none of these prompts chose a setting",
+    "selection": "the selection part of every set: these prompts may have chosen a setting",
+    "all": "whole sets: some of these prompts may have chosen a setting",
+}
+_SETTINGS = ("generation", "selection_frac", "bootstrap", "seed", "keep", "harm", "tasks")
+
+
+def write_page(
+    folder: str | Path, *, title: str | None = None, gate: GateResult | None = None
+) -> Path:
+    """Writes ``report.html`` beside an evaluation's ``record.json``, atomically.
+
+    The same record, rows and gate give the same page, byte for byte.
+
+    Args:
+        folder: of the evaluation; its ``outputs.jsonl`` and ``verdicts.jsonl`` give the examples.
+        title: of the page; unset: the models' names.
+        gate: what the gate says, shown first.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        DataError: no record.
+        EvaluationError: the record of something else.
+    """
+    record, results = read_evaluation(folder)
+    path = Path(folder) / REPORT_FILE
+    write_text(path, _render(record, results, Path(folder), title, gate))
+    return path
+
+
+def _render(
+    record: Record, results: Results, folder: Path, title: str | None, gate: GateResult | None
+) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    html = environment.get_template("page.html.j2").render(
+        **_context(record, results, folder, title, gate)
+    )
+    return html.encode("utf-8", errors="replace").decode()  # a lone surrogate fits no file
+
+
+def _context(
+    record: Record, results: Results, folder: Path, title: str | None, gate: GateResult | None
+) -> dict[str, Any]:
+    keep = str(record.config.get("keep", "text"))
+    groups = view.groups(results)
+    models = list(results.models)
+    return {
+        "title": shown(title or _title(results)),
+        "record": record,
+        "results": results,
+        "colours": view.colours(results),
+        "part": _PARTS[results.part],
+        "gate": gate,
+        "summary": summary(results),
+        "groups": groups,
+        "gaps": any(row.gap for group in groups for block in group.blocks for row in block.rows),
+        "categories": view.categories(results),
+        "arms": view.arms(results),
+        "agreements": results.agreements,
+        "judges": [_judge(judge) for judge in results.judges],
+        "charts": charts(results.curves),
+        "chart_size": (WIDTH, HEIGHT),
+        "anchors": [(name, view.facts(value)) for name, value in results.anchors.items()],
+        "examples": sample(folder, models, _sets(results), record.seed) if keep == "text" else [],
+        "keep": keep,
+        "models": [(name, view.facts(results.models[name])) for name in models],
+        "settings": view.facts({k: record.config[k] for k in _SETTINGS if k in record.config}),
+        "facts": view.facts(
+            {"numbers": record.numbers, "platform": record.platform, "timings": record.timings}
+        ),
+        "versions": sorted(record.versions.items()),
+        "command": _command(record),
+        "percent": percent,
+        "kinds": KINDS,
+        "measure_name": measure_name,
+    }
+
+
+def _title(results: Results) -> str:
+    others = [name for name in results.models if name != results.reference]
+    if not others:
+        return results.reference
+    told = ", ".join(others[:-1]) + (" and " if len(others) > 1 else "") + others[-1]
+    return f"{told} against {results.reference}"
+
+
+def _judge(identity: dict[str, Any]) -> dict[str, Any]:
+    """A judge's name, its figures by source, and everything else about it."""
+    rest = {key: value for key, value in identity.items() if key not in {"name", "calibration"}}
+    calibration = identity.get("calibration")
+    table = view.grid(calibration)
+    return {
+        "name": str(identity.get("name", "judge")),
+        "calibration": table,
+        "figures": [] if table else view.facts(calibration),
+        "facts": view.facts(rest),
+    }
+
+
+def _sets(results: Results) -> dict[str, bool]:
+    """The sets in the order of the page, each with whether its prompts are malicious."""
+    return {
+        name: any(measure.kind in {"harm", "refusal"} for measure in measures)
+        for name, measures in view.ordered(results.measures)
+    }
+
+
+def _command(record: Record) -> str:
+    """What makes this evaluation again, in another folder."""
+    output = str(record.config.get("output", "."))
+    return f"anchortune eval {shlex.quote(output + '/config.yaml')} --set output=NEW_FOLDER"

@@ -1,0 +1,85 @@
+"""Figures as people read them; fractions become percent here and nowhere else."""
+
+from __future__ import annotations
+
+from anchortune.evaluation.results import Measure
+
+KINDS = {
+    "harm": "harmful score",
+    "refusal": "refusal rate",
+    "coherence": "coherence",
+    "over_refusal": "over-refusal",
+    "accuracy": "accuracy",
+    "win_rate": "win rate",
+}
+"""The kinds of measures, in the order in which they are shown."""
+MISSING = "–"
+
+
+def percent(fraction: float) -> str:
+    """``12.3 %``."""
+    return f"{100 * fraction:.1f} %"
+
+
+def span(low: float, high: float) -> str:
+    """``8.1–18.0``: an interval of rates, in percent."""
+    return f"{100 * low:.1f}–{100 * high:.1f}"
+
+
+def points(fraction: float) -> str:
+    """``+3.4`` or ``−7.6``: a difference of rates in percentage points, with a true minus."""
+    text = f"{100 * fraction:+.1f}"
+    return "0.0" if text in {"+0.0", "-0.0"} else text.replace("-", "−")
+
+
+def points_span(low: float, high: float) -> str:
+    """``−1.2 to +3.4``: an interval of differences, in percentage points."""
+    return f"{points(low)} to {points(high)}"
+
+
+def p_value(p: float) -> str:
+    """``.012``, ``<.001`` or ``1``."""
+    if p < 0.001:
+        return "<.001"
+    return "1" if p > 0.9995 else f"{p:.3f}".removeprefix("0")
+
+
+def number(value: object) -> str:
+    """A plain value for a table: four figures of a float, thousands apart, yes and no."""
+    if value is None:
+        return MISSING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}".replace(",", "\u202f")
+    if isinstance(value, float):
+        if value.is_integer() and abs(value) < 1e6:
+            return str(int(value))
+        return f"{value:.4g}"
+    return str(value)
+
+
+def measure_name(measure: Measure, *, mark: bool = True) -> str:
+    """``harmful score (builtin)``: the kind, who judged and, if ``mark``, that it is indicative."""
+    judge = f" ({measure.judge})" if measure.judge else ""
+    return KINDS[measure.kind] + judge + (", indicative" if mark and measure.indicative else "")
+
+
+def shown(text: str) -> str:
+    """``text`` with what could deceive a reader made visible: control and direction characters.
+
+    Line breaks and tabs stay. A lone surrogate, which no file can hold, becomes ``U+FFFD``.
+    """
+    return "".join(_shown(character) for character in text)
+
+
+def _shown(character: str) -> str:
+    code = ord(character)
+    if code < 0x20 and character not in "\n\t":
+        return "" if character == "\r" else chr(0x2400 + code)
+    if 0x7F <= code < 0xA0 or code in _DIRECTIONS:
+        return f"⟨U+{code:04X}⟩"
+    return "\ufffd" if 0xD800 <= code < 0xE000 else character
+
+
+_DIRECTIONS = {0x200E, 0x200F, 0x061C, *range(0x202A, 0x202F), *range(0x2066, 0x206A)}
