@@ -150,7 +150,7 @@ def decode(
 
 def _can_drop(cache: Any) -> bool:
     """Whether rows can be taken out of a cache; states of linear attention cannot."""
-    layers = getattr(cache, "layers", None)
+    layers = getattr(cache, "layers", None) or []
     return bool(layers) and all(hasattr(layer, "batch_select_indices") for layer in layers)
 
 

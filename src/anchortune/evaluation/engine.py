@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -39,6 +40,17 @@ class Engine(Protocol):
                 told to ``on_answer`` before stays good.
         """
         ...
+
+
+def item_seed(seed: int, item: Item) -> int:
+    """60 bits for a prompt's own random numbers: the same in whatever order prompts are asked."""
+    name = f"{seed}\x00{item.set}\x00{item.id}"
+    return int(hashlib.sha256(name.encode()).hexdigest()[:15], 16)
+
+
+def joined_system(*parts: str | None) -> str | None:
+    """System prompts one after the other; None where there is none."""
+    return "\n\n".join(part for part in parts if part is not None) or None
 
 
 def candidate_identity(candidate: CandidateSection) -> dict[str, Any]:

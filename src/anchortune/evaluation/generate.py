@@ -9,7 +9,6 @@ any answer where it leaves the one generated alone and whether that is a near-ti
 from __future__ import annotations
 
 import gc
-import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from anchortune.config import LoraSection, MachineSection, ModelSection
 from anchortune.errors import EvaluationError
 from anchortune.evaluation.config import CandidateSection, EvalMachine, GenerationSection
 from anchortune.evaluation.decode import Continuation, Row, Sampling, decode
-from anchortune.evaluation.engine import OnAnswer, candidate_identity
+from anchortune.evaluation.engine import OnAnswer, candidate_identity, item_seed, joined_system
 from anchortune.evaluation.items import Item
 from anchortune.hardware import batch_rows, free_bytes
 
@@ -52,6 +51,12 @@ def render_prompt(tokenizer: Any, prompt: str, system: str | None = None) -> str
         except TemplateError:
             user = {"role": "user", "content": f"{system}\n\n{prompt}"}
     return str(tokenizer.apply_chat_template([user], **options))
+
+
+def encode(tokenizer: Any, item: Item, system: str | None = None) -> list[int]:
+    """The tokens of an item's prompt in the chat template, after ``system`` and its own system."""
+    text = render_prompt(tokenizer, item.prompt, joined_system(system, item.system))
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 class TransformersEngine:
@@ -146,10 +151,7 @@ class TransformersEngine:
 
     def encode(self, item: Item) -> list[int]:
         """The tokens of an item's prompt, in the chat template."""
-        parts = [text for text in (self._system, item.system) if text is not None]
-        system = "\n\n".join(parts) if parts else None
-        text = render_prompt(self.tokenizer, item.prompt, system)
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return encode(self.tokenizer, item, self._system)
 
     def _row(self, index: int, item: Item, max_new_tokens: int) -> Row:
         ids = self.encode(item)
@@ -167,8 +169,7 @@ class TransformersEngine:
         """An item's random numbers, by the seed and the item alone: resuming changes none."""
         if self._generation.temperature == 0:
             return None
-        name = f"{self._generation.seed}\x00{item.set}\x00{item.id}"
-        seed = int(hashlib.sha256(name.encode()).hexdigest()[:15], 16)
+        seed = item_seed(self._generation.seed, item)
         return torch.rand(count, generator=torch.Generator().manual_seed(seed))
 
     def _batch_size(self, width: int, new_tokens: int) -> int:
