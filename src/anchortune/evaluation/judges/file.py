@@ -24,7 +24,7 @@ from anchortune.evaluation.judges.labels import (
 )
 
 #: Rows of our own ``verdicts.jsonl`` that say nothing of harm.
-_NO_JUDGES = ("match", "refusal")
+_NO_JUDGES = ("match", "refusal", "coherence")
 
 Key = tuple[str, str]
 

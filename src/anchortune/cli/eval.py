@@ -1,0 +1,124 @@
+"""``anchortune eval``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from anchortune.cli.train import AsJson, Overrides
+
+if TYPE_CHECKING:
+    from anchortune.evaluation.config import JudgeSection
+    from anchortune.evaluation.plan import EvalPlan
+
+
+def evaluate(
+    config: Annotated[Path | None, typer.Argument(help="The evaluation's config, in YAML.")] = None,
+    overrides: Overrides = None,
+    outputs: Annotated[
+        Path | None,
+        typer.Option(help="Score the answers in this file instead of a config's models."),
+    ] = None,
+    judge: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="With --outputs, again for each: a judge's name, or its section in YAML: "
+            "'{name: file, file: verdicts.jsonl}'."
+        ),
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", help="With --outputs: the folder of the result.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, estimate the cost, ask nobody.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Put models side by side: harmful score, refusals, coherence, accuracy, with intervals."""
+    import json
+
+    from anchortune.cli.stage import log_to_stderr
+
+    log_to_stderr()
+    plan = _plan(config, overrides or [], outputs, judge or [], output, timed=dry_run)
+    if dry_run:
+        typer.echo(json.dumps(plan.summary(), indent=2) if as_json else "\n".join(plan.lines()))
+        return
+
+    from anchortune.evaluation.evaluate import run_eval
+    from anchortune.report.page import write_page
+
+    record = run_eval(plan)
+    page = write_page(plan.folder.path)
+    if as_json:
+        typer.echo(json.dumps(record.model_dump(mode="json"), indent=2))
+        return
+    show_results(plan.folder.path)
+    typer.echo(str(page))
+
+
+def _plan(
+    config: Path | None,
+    overrides: list[str],
+    outputs: Path | None,
+    judges: list[str],
+    output: str | None,
+    *,
+    timed: bool,
+) -> EvalPlan:
+    """The plan of a config, or of a file of answers.
+
+    Raises:
+        ConfigError: neither or both are given, or an option that does nothing.
+    """
+    from anchortune.errors import ConfigError
+
+    if (config is None) == (outputs is None):
+        raise ConfigError("give a config, or a file of answers with --outputs; one of them.")
+    if outputs is None and config is not None:
+        for flag, given in (("--judge", judges), ("--output", output)):
+            if given:
+                raise ConfigError(f"{flag} goes with --outputs; a config names its own.")
+        from anchortune.config_io import load_config
+        from anchortune.evaluation.config import EvalConfig
+        from anchortune.evaluation.plan import plan_eval
+
+        return plan_eval(load_config(config, EvalConfig, overrides), timed=timed)
+    if overrides:
+        raise ConfigError("--set changes a config, and with --outputs there is none.")
+    if not judges or output is None:
+        raise ConfigError("--outputs needs --judge (a name; again for another) and --output.")
+    from anchortune.evaluation.plan import plan_outputs
+
+    return plan_outputs(str(outputs), [read_judge(text) for text in judges], output)
+
+
+def read_judge(text: str) -> JudgeSection:
+    """``--judge``: a name, or a judge's section of a config as YAML.
+
+    Raises:
+        ConfigError: not YAML, no such judge, or an unknown key.
+    """
+    from anchortune.config_io import parse_yaml, validate
+    from anchortune.evaluation.config import JudgeSection
+
+    value = parse_yaml(text, f"--judge {text}")
+    section = value if isinstance(value, dict) else {"name": value}
+    return validate(section, JudgeSection, f"--judge {text}")
+
+
+def show_results(folder: Path) -> None:
+    """The table of an evaluation, and what a reader must know, on stdout."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    from anchortune.report.load import read_evaluation
+    from anchortune.report.table import results_table
+
+    _, results = read_evaluation(folder)
+    console = Console()
+    console.print(results_table(results))
+    for warning in results.warnings:
+        console.print(f"[yellow]![/yellow] {escape(warning)}", highlight=False)

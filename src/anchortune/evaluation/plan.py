@@ -1,0 +1,376 @@
+"""An evaluation checked in full before any work: models, sets, judges, cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from anchortune import run_folder
+from anchortune.errors import EvaluationError
+from anchortune.evaluation.candidates import (
+    Candidate,
+    answers_to,
+    for_judges,
+    look_at,
+    measure_prompts,
+)
+from anchortune.evaluation.config import (
+    CandidateSection,
+    EvalConfig,
+    EvalMachine,
+    JudgeSection,
+    PromptSetSection,
+)
+from anchortune.evaluation.engine import make_engine
+from anchortune.evaluation.items import Answer, Item
+from anchortune.evaluation.judges.base import Judge
+from anchortune.evaluation.judges.registry import kinship, make_judge
+from anchortune.evaluation.outputs import read_answers
+from anchortune.evaluation.prompt_sets import load_prompts
+from anchortune.evaluation.tasks.base import LoadedTask, TaskKind
+from anchortune.evaluation.tasks.load import load_task
+from anchortune.files import sha256_file
+from anchortune.run_folder import RunFolder, State
+
+#: The judge that matches phrases; its rate stands beside every other, so it is always asked.
+REFUSAL: Literal["refusal"] = "refusal"
+#: Names under which other things than judges stand in ``verdicts.jsonl``.
+COHERENCE, MATCH = "coherence", "match"
+#: Keys that decide how fast something is done, and nothing else.
+_PACE = {"batch_size", "concurrency", "timeout_s", "retries", "api_key_env"}
+
+
+class OtherEvaluation(run_folder.OtherRun, EvaluationError):
+    """The folder holds another evaluation."""
+
+
+class EvalFolder(RunFolder):
+    """The folder of one evaluation."""
+
+    error = EvaluationError
+    other_run = OtherEvaluation
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A set that every model is asked.
+
+    Attributes:
+        name: unique within the evaluation.
+        kind: malicious prompts, benign ones, or what a task's rate is.
+        items: what is asked.
+        max_new_tokens: the longest answer.
+        identity: where the prompts come from, with hashes.
+        task: how answers are read, of a task.
+    """
+
+    name: str
+    kind: Literal["harm", "benign"] | TaskKind
+    items: list[Item]
+    max_new_tokens: int
+    identity: dict[str, Any]
+    task: LoadedTask | None = None
+
+
+@dataclass
+class EvalPlan:
+    """An evaluation that has been checked and can be run, once.
+
+    Attributes:
+        config: resolved.
+        candidates: by name, the reference first.
+        asked: every set.
+        judges: who judges the prompt sets; the last is asked about refusals alone where the
+            config does not name it.
+        judge_facts: their identities, in the same order.
+        given: by model and set, the answers made elsewhere.
+        folder: of the evaluation.
+        state: what the folder held.
+        timings: seconds spent so far, by stage.
+        estimate: what it will take, in words; empty where it was not asked for.
+        notes: what the user should know.
+        kin: judges whose weights a model under test is made from, a sentence each.
+    """
+
+    config: EvalConfig
+    candidates: dict[str, Candidate]
+    asked: list[Asked]
+    judges: list[Judge]
+    judge_facts: list[dict[str, Any]]
+    given: dict[tuple[str, str], list[Answer]]
+    folder: EvalFolder
+    state: State
+    timings: dict[str, float]
+    estimate: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    kin: list[str] = field(default_factory=list)
+
+    @property
+    def reference(self) -> str:
+        """The model the others are compared with."""
+        return next(iter(self.candidates))
+
+    @property
+    def prompts(self) -> int:
+        """What one model is asked."""
+        return sum(len(asked.items) for asked in self.asked)
+
+    @property
+    def answers(self) -> int:
+        """Rows of ``outputs.jsonl`` at the end."""
+        return len(self.candidates) * self.prompts
+
+    @property
+    def verdicts(self) -> int:
+        """Rows of ``verdicts.jsonl`` at the end."""
+        rows = 0
+        for asked in self.asked:
+            judges = 2 if asked.kind == "benign" else len(self.judge_facts) + 1
+            rows += len(asked.items) * (judges if asked.task is None else 1)
+        return rows * len(self.candidates)
+
+    @property
+    def arms(self) -> dict[str, list[str]]:
+        """Arm -> its models."""
+        found: dict[str, list[str]] = {}
+        for name, candidate in self.candidates.items():
+            if candidate.section.arm is not None:
+                found.setdefault(candidate.section.arm, []).append(name)
+        return found
+
+    def inputs(self) -> dict[str, Any]:
+        """What the evaluation is made from, with hashes."""
+        return {
+            "models": {name: found.identity for name, found in self.candidates.items()},
+            "sets": {asked.name: asked.identity for asked in self.asked},
+            "judges": self.judge_facts,
+        }
+
+    def lines(self) -> list[str]:
+        """For people: what would be done."""
+        first = self.reference
+        return [
+            *(
+                f"model   {name}: {found.line()}{' (reference)' if name == first else ''}"
+                for name, found in self.candidates.items()
+            ),
+            *(
+                f"asks    {asked.name}: {len(asked.items)} {_KINDS[asked.kind]}, at most "
+                f"{asked.max_new_tokens} new tokens"
+                for asked in self.asked
+            ),
+            *(f"judge   {facts['name']}: {facts.get('measure', '')}" for facts in self.judge_facts),
+            f"total   {self.answers} answers of {len(self.candidates)} models, {self.verdicts} "
+            f"verdicts; {self.config.part} part of every set",
+            *self.estimate,
+            f"output  {self.folder.path} ({self.state.value})",
+            *(f"note    {note}" for note in self.notes),
+        ]
+
+    def summary(self) -> dict[str, Any]:
+        """The plan as plain values."""
+        return {
+            "kind": "eval",
+            "config": self.config.model_dump(mode="json"),
+            "inputs": self.inputs(),
+            "answers": self.answers,
+            "verdicts": self.verdicts,
+            "estimate": self.estimate,
+            "output": {"path": str(self.folder.path), "state": self.state.value},
+            "notes": self.notes,
+        }
+
+
+_KINDS = {
+    "harm": "malicious prompts",
+    "benign": "benign prompts",
+    "accuracy": "items (accuracy)",
+    "over_refusal": "prompts (over-refusal)",
+    "win_rate": "items (win rate)",
+}
+
+
+def plan_eval(config: EvalConfig, *, timed: bool = False) -> EvalPlan:
+    """Everything that can be checked without asking anybody anything, checked.
+
+    Args:
+        config: of the evaluation.
+        timed: estimate time and memory as well, which takes some seconds.
+
+    Raises:
+        AnchortuneError: of the kind of the first thing that cannot be used.
+    """
+    return _plan(config, None, timed)
+
+
+def plan_outputs(
+    path: str | Path,
+    judges: Sequence[JudgeSection],
+    output: str,
+    *,
+    machine: EvalMachine | None = None,
+) -> EvalPlan:
+    """The plan to judge a file of answers, its own prompts being the sets.
+
+    Models and sets are those that the file's columns ``model`` and ``set`` name; the model that
+    comes first in it is the reference.
+
+    Args:
+        path: of the file; see ``anchortune.evaluation.outputs.read_answers``.
+        judges: who judges.
+        output: the folder.
+        machine: where judges compute.
+
+    Raises:
+        AnchortuneError: the file or a judge cannot be used.
+    """
+    given = read_answers(path)
+    sets = list(dict.fromkeys(answer.item.set for answer in given))
+    models = dict.fromkeys(answer.model for answer in given)
+    config = EvalConfig(
+        models={name: CandidateSection(outputs=str(path)) for name in models},
+        harm=[PromptSetSection(path=str(path), label=name) for name in sets],
+        judges=list(judges),
+        part="all",
+        machine=machine or EvalMachine(),
+        output=output,
+    )
+    source = {"path": str(path), "sha256": sha256_file(Path(path).expanduser())}
+    asked = []
+    for name in sets:
+        items = {answer.item.id: answer.item for answer in given if answer.item.set == name}
+        asked.append(
+            Asked(
+                name,
+                "harm",
+                list(items.values()),
+                config.generation.max_new_tokens,
+                source | {"name": name, "n": len(items)},
+            )
+        )
+    return _plan(config, asked, timed=False)
+
+
+def _plan(config: EvalConfig, asked: list[Asked] | None, timed: bool) -> EvalPlan:
+    started = time.perf_counter()
+    notes: list[str] = []
+    candidates = {name: look_at(name, section) for name, section in config.models.items()}
+    asked = _asked(config) if asked is None else asked
+    _unique([one.name for one in asked], "sets", "give one of them a label")
+    judges = _judges(config, candidates)
+    given: dict[tuple[str, str], list[Answer]] = {}
+    lengths: dict[str, list[list[int]]] = {}
+    for name, candidate in candidates.items():
+        for one in asked:
+            if candidate.given is not None:
+                given[name, one.name] = answers_to(candidate, one.items)
+            elif candidate.runs_here:
+                found = measure_prompts(candidate, one.items)
+                lengths.setdefault(name, []).append(found)
+    if config.part != "report":
+        notes.append(f"the {config.part} part of every set is asked, not the report part")
+    plan = EvalPlan(
+        config, candidates, asked, judges, [_facts(judge) for judge in judges], given,
+        EvalFolder(config.output, {}), State.NEW, {}, notes=notes,
+    )  # fmt: skip
+    plan.folder = EvalFolder(config.output, _identity(plan))
+    plan.state = plan.folder.state()
+    plan.kin = [line for judge in judges for line in kinship(judge, _tested(candidates))]
+    if plan.state is not State.COMPLETE:
+        for candidate in candidates.values():
+            if candidate.section.server is not None:  # is it there, and does it know the model?
+                make_engine(candidate.section, config.generation, config.machine)
+    if timed:
+        from anchortune.evaluation.estimate import estimate
+
+        plan.estimate = estimate(candidates, asked, lengths, config.machine)
+    plan.timings["plan_s"] = time.perf_counter() - started
+    return plan
+
+
+def _asked(config: EvalConfig) -> list[Asked]:
+    """Every set that the config names, loaded."""
+    how: dict[str, Any] = {
+        "part": config.part,
+        "selection_frac": config.selection_frac,
+        "seed": config.seed,
+    }
+    found = []
+    for section in config.harm:
+        prompts = load_prompts(section, **how)
+        found.append(
+            Asked(
+                prompts.name,
+                "benign" if prompts.benign else "harm",
+                prompts.items,
+                prompts.max_new_tokens or config.generation.max_new_tokens,
+                prompts.identity(),
+            )
+        )
+    for wanted in config.tasks:
+        task = load_task(wanted, **how)
+        found.append(
+            Asked(task.name, task.kind, task.items, task.max_new_tokens, task.identity(), task)
+        )
+    for one in found:
+        if not one.items:
+            raise EvaluationError(f"{one.name}: nothing to ask; an empty set has no rate.")
+    return found
+
+
+def _judges(config: EvalConfig, candidates: Mapping[str, Candidate]) -> list[Judge]:
+    """Those that are named, and the one that counts refusals."""
+    names: list[str] = [section.name for section in config.judges]
+    _unique(names, "judges", "name each once")
+    tested = _tested(candidates)
+    judges = [make_judge(section, config.machine, tested) for section in config.judges]
+    if config.harm and all(judge.name != REFUSAL for judge in judges):
+        judges.append(make_judge(JudgeSection(name=REFUSAL), config.machine))
+    return judges
+
+
+def _tested(candidates: Mapping[str, Candidate]) -> list[dict[str, Any]]:
+    return [for_judges(candidate) for candidate in candidates.values()]
+
+
+def _facts(judge: Judge) -> dict[str, Any]:
+    """A judge's identity, and what its figures are called."""
+    return judge.identity() | {"measure": judge.measure, "indicative": judge.indicative}
+
+
+def _unique(names: Sequence[str], what: str, mend: str) -> None:
+    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    if twice:
+        raise EvaluationError(f"two {what} are called '{twice[0]}'; {mend}.")
+
+
+def _identity(plan: EvalPlan) -> dict[str, Any]:
+    """What decides the result: the config without its pace, and the hashes of everything."""
+    return {
+        **_without_pace(plan.config.science()),
+        "sha256": {
+            "models": {name: _hashes(found.identity) for name, found in plan.candidates.items()},
+            "sets": {
+                asked.name: asked.identity.get("items_sha256", asked.identity.get("sha256"))
+                for asked in plan.asked
+            },
+        },
+        "judged_by": _without_pace(plan.judge_facts),
+    }
+
+
+def _hashes(identity: dict[str, Any]) -> dict[str, Any]:
+    """What of a candidate's identity decides its answers, wherever its files lie."""
+    kept = {"sha256", "config_sha256", "server", "model", "system"}
+    found = {key: value for key, value in identity.items() if key in kept}
+    adapters = identity.get("adapters") or []
+    return found | {"adapters": [(one["sha256"], one["config_sha256"]) for one in adapters]}
+
+
+def _without_pace(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_pace(item) for key, item in value.items() if key not in _PACE}
+    return [_without_pace(item) for item in value] if isinstance(value, list) else value
