@@ -57,6 +57,11 @@ class JudgeSection(Section):
         "published ones; the backbone of `builtin`.",
     )
     revision: str | None = Field(None, description="The Hub revision of `model`.")
+    prompt: str | None = Field(
+        None,
+        description="For a guard whose prompt is not shipped: the file in which its authors "
+        "publish it.",
+    )
     server: ServerSection | None = Field(None, description="For `rubric`: the judging model.")
     file: str | None = Field(None, description="For `file`: the verdicts (JSONL or CSV).")
     min_confidence: Annotated[float, Field(ge=0.5, lt=1)] | None = Field(
