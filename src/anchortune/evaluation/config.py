@@ -14,6 +14,13 @@ from anchortune.config import ServerSection as ServerSection
 Match = Literal["exact", "regex", "number", "choice"]
 
 
+def _text_keys(value: Any) -> Any:
+    """Lets YAML's ``{0: negative}`` stand for ``{"0": negative}``."""
+    if not isinstance(value, dict):
+        return value
+    return {str(key) if isinstance(key, int) else key: word for key, word in value.items()}
+
+
 def _many(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
@@ -106,7 +113,7 @@ class TaskSection(Section):
     target: str | None = Field(None, description="The column of right answers.")
     category: str | None = Field(None, description="The column to report by.")
     match: Match | None = Field(None, description="How an answer is held against the target.")
-    choices: dict[str, str] | None = Field(
+    choices: Annotated[dict[str, str] | None, BeforeValidator(_text_keys)] = Field(
         None, description="For `choice`: target value -> the word an answer must use."
     )
     pattern: str | None = Field(

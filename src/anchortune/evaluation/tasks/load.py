@@ -168,7 +168,15 @@ class _Rows:
         self.match = section.match or spec.match
         self.how = "the authors' own" if self.paper else str(self.match or spec.kind)
         self.template = section.prompt or (self.paper.prompt if self.paper else spec.prompt)
-        if not any(match[1] for match in _FIELD.finditer(self.template)):
+        named = [match[1] for match in _FIELD.finditer(self.template) if match[1]]
+        own = section.name is None and section.prompt is not None  # else {text} is the item's
+        for column in named:
+            if column not in raw.columns and (own or column != "text"):
+                raise EvaluationError(
+                    f"{where}: prompt names the column '{column}', which is not there; there are "
+                    f"{', '.join(raw.columns)}."
+                )
+        if not named:
             raise EvaluationError(
                 f"{where}: its prompt is the same for every row; put {{column}} where a column's "
                 "text goes."
@@ -229,7 +237,12 @@ class _Rows:
 
     def _text(self, row: dict[str, Any]) -> str:
         if self.section.name is None and self.section.prompt is not None:
-            return self._prompt(row, "")
+            # By what the template takes from the row, so that other words round it change no part.
+            named = dict.fromkeys(found[1] for found in _FIELD.finditer(self.template) if found[1])
+            own = [str(row[name]) for name in named if row.get(name) is not None]
+            if not any(map(str.strip, own)):
+                raise BadRow(f"nothing in the columns {', '.join(named)}")
+            return "\n".join(own)
         column = next((name for name in self.spec.text if row.get(name) is not None), None)
         if column is None:
             raise BadRow(f"none of the columns {', '.join(self.spec.text)}")
@@ -253,14 +266,8 @@ class _Rows:
                 return match[0][0]
             if match[1] == "text" and (self.section.name is not None or "text" not in row):
                 return text
-            if match[1] not in row:
-                if match[1] in self.columns:
-                    return ""
-                raise EvaluationError(
-                    f"{self.where}: prompt names the column '{match[1]}', which is not there; "
-                    f"there are {', '.join(self.columns)}."
-                )
-            return str(row[match[1]])
+            value = row.get(match[1])
+            return "" if value is None else str(value)
 
         return _FIELD.sub(put, self.template)
 

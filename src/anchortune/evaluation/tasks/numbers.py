@@ -12,18 +12,21 @@ _MARK = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 _TOKEN = re.compile(
-    r"""(?P<before>(?<![\w.,])[-−–+]\s?)?   # a sign, unless something is subtracted from
-        [$€£¥]?\s?
+    r"""(?P<before>(?<![\w.,)])[-−–+])?  # a sign, unless it subtracts or begins a list's item
+        (?:[$€£¥]\s?)?
         (?P<inner>(?<=[$€£¥])[-−–+])?
-        (?P<digits>(?<![\w])(?:\d[\d.,]*\d|\d|\.\d+))
+        (?P<digits>(?<![\w/])(?:\d[\d.,]*\d|\d|\.\d+))
         (?P<power>[eE][+-]?\d+)?
-        (?:\s?/\s?(?P<under>\d[\d,]*)(?![\d/]))?
-        (?=$|[^\d])""",
+        (?:\s?/\s?(?P<under>\d[\d,]{0,60})(?![\d/]))?
+        (?!\d)""",
     re.VERBOSE,
 )
+_FRAC = re.compile(r"\\[dt]?frac\{(\d+)\}\{(\d+)\}")
 _PLAIN = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+")
 #: A number with more digits than this is no answer to anything.
 _LONGEST = 60
+#: Characters after a mark among which its number is looked for.
+_LINE = 400
 
 
 class Found(NamedTuple):
@@ -39,10 +42,12 @@ def find_number(text: str) -> Found:
     After the last of ``####``, ``\boxed{``, ``final answer``, ``answer is`` and ``answer:`` that
     is followed by a number on its line: the first number there, or the first after the line's last
     ``=``. Without such a mark, the last number of the text. Thousands commas, a currency sign, a
-    unit, a per cent sign and a final full stop are left aside; ``3/4`` is a fraction.
+    unit, a per cent sign and a final full stop are left aside; ``3/4`` is a fraction. Where commas
+    or points cannot be read as one number (``1,2``) there is none.
     """
+    text = _FRAC.sub(r"\1/\2", text)
     for mark in reversed(list(_MARK.finditer(text))):
-        line = text[mark.end() :].lstrip(" :*$\\(\n").split("\n", 1)[0]
+        line = text[mark.end() : mark.end() + _LINE].lstrip(" :*$\\(\n").split("\n", 1)[0]
         tokens = list(_TOKEN.finditer(line.rsplit("=", 1)[-1]))
         if tokens:
             return _value(tokens[0])
@@ -54,11 +59,12 @@ def find_number(text: str) -> Found:
 
 def _value(token: re.Match[str]) -> Found:
     digits = token["digits"].rstrip(".,")
-    if len(digits) > _LONGEST or len(token["power"] or "") > 5:
+    power = token["power"] or "e0"
+    if len(digits) > _LONGEST or len(power) > 4 or abs(int(power[1:])) > _LONGEST:
         return Found(None, "a number of too many digits")
     if not _PLAIN.fullmatch(digits):
         return Found(None, "a number whose commas or points cannot be read")
-    value = Fraction(digits.replace(",", "") + (token["power"] or ""))
+    value = Fraction(digits.replace(",", "") + power)
     under = (token["under"] or "").replace(",", "")
     if under:
         if not int(under):
