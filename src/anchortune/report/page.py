@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,11 @@ _SETTINGS = ("generation", "selection_frac", "bootstrap", "seed", "keep", "harm"
 
 
 def write_page(
-    folder: str | Path, *, title: str | None = None, gate: GateResult | None = None
+    folder: str | Path,
+    *,
+    title: str | None = None,
+    gate: GateResult | None = None,
+    notes: Sequence[str] = (),
 ) -> Path:
     """Writes ``report.html`` beside an evaluation's ``record.json``, atomically.
 
@@ -39,6 +44,7 @@ def write_page(
         folder: of the evaluation; its ``outputs.jsonl`` and ``verdicts.jsonl`` give the examples.
         title: of the page; unset: the models' names.
         gate: what the gate says, shown first.
+        notes: sentences to stand below it, such as what was found in the data.
 
     Returns:
         The page's path.
@@ -49,12 +55,17 @@ def write_page(
     """
     record, results = read_evaluation(folder)
     path = Path(folder) / REPORT_FILE
-    write_text(path, _render(record, results, Path(folder), title, gate))
+    write_text(path, _render(record, results, Path(folder), title, gate, notes))
     return path
 
 
 def _render(
-    record: Record, results: Results, folder: Path, title: str | None, gate: GateResult | None
+    record: Record,
+    results: Results,
+    folder: Path,
+    title: str | None,
+    gate: GateResult | None,
+    notes: Sequence[str],
 ) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
@@ -64,7 +75,7 @@ def _render(
         lstrip_blocks=True,
     )
     html = environment.get_template("page.html.j2").render(
-        **_context(record, results, folder, title, gate)
+        **_context(record, results, folder, title, gate), notes=[shown(note) for note in notes]
     )
     return html.encode("utf-8", errors="replace").decode()  # a lone surrogate fits no file
 

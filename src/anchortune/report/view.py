@@ -279,7 +279,7 @@ def facts(value: Any, prefix: str = "") -> list[tuple[str, str, str]]:
 
 def _label(key: str) -> str:
     """A key as a reader would write it."""
-    words = {"auc": "AUC", "fpr": "FPR", "lam": "λ", "n": "n", "sha256": "SHA-256"}
+    words = {"auc": "AUC", "lam": "λ", "n": "n", "sha256": "SHA-256"}
     return " ".join(words.get(word, word) for word in key.split("_"))
 
 
