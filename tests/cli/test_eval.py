@@ -56,7 +56,7 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(path: Path) -> None:
     for part in (
         "cakes: 6 malicious prompts, at most 5 new tokens", "colours: 4 benign prompts",
         "digits: 3 items (accuracy)", "judge   refusal", "13 answers of 1 models, 23 verdicts",
-        "time    at most about", "memory  about", "all part of every set",
+        "time    at most about", "memory  about", "verdicts; whole sets",
     ):  # fmt: skip
         assert part in result.stdout
     assert not (path.parent / "out").exists()

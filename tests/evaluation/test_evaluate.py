@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ import pytest
 from anchortune.errors import CheckpointError, EvaluationError
 from anchortune.evaluation import ask, judging, plan
 from anchortune.evaluation.evaluate import evaluate, run_eval
-from anchortune.evaluation.items import Item, sha256_text
+from anchortune.evaluation.items import Answer, Item, sha256_text
 from anchortune.evaluation.plan import OtherEvaluation, plan_eval
 from anchortune.evaluation.results import Results
+from anchortune.evaluation.tasks.base import LoadedTask, Reading
 from anchortune.run_folder import OtherRun
 from tests import tiny
 from tests.evaluation.eval_stand_ins import CountingJudge, config, read_rows, write_rows
@@ -315,3 +316,44 @@ def test_a_prompt_that_is_too_long_is_told_before_any_work(
     with pytest.raises(EvaluationError, match="tokens and the model reads at most 512"):
         plan_eval(config(tmp_path, pair, harm=harm, judges=[]))
     assert engines.loaded == 0
+
+
+def test_a_win_rate_is_read_beside_the_reference(
+    tmp_path: Path, pair: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judging, "_CHUNK", 2)
+    calls: list[list[str]] = []
+
+    def pairs(answers: Sequence[Answer], references: Mapping[str, str], _: Any) -> list[Reading]:
+        calls.append([references[answer.item.id] for answer in answers])
+        told = {"0": "right", "1": "tie", "2": "unparsed"}
+        return [Reading(told[answer.item.prompt[-1]]) for answer in answers]  # type: ignore[arg-type]
+
+    items = [Item("stories", f"tell story {i}") for i in range(3)]
+    source = {"items_sha256": "x", "judge": {"name": "gpt"}}
+    task = LoadedTask("stories", "win_rate", items, 4, source, pairs=pairs, needs_reference=True)
+    monkeypatch.setattr(plan, "load_task", lambda *_, **__: task)
+    chosen = config(tmp_path, pair, harm=[], judges=[], tasks=["alpaca"])
+    planned = plan_eval(chosen)
+    run_eval(planned)
+    measure = results(tmp_path / "out").measure("win_rate:stories")
+    assert measure is not None
+    assert measure.judge == "gpt"
+    assert set(measure.figures) == {"tuned"}  # nobody wins against themselves
+    figure = measure.figures["tuned"]
+    assert (figure.value, figure.n, figure.unscored) == (0.75, 2, 1)
+    assert measure.differences == {}
+    assert "could not be parsed: tuned 1" in measure.note
+    answers = answers_of(tmp_path / "out")
+    assert [text for call in calls for text in call] == [
+        answers["aligned", "stories", item.id] for item in items
+    ]
+    assert planned.verdicts == len(read_rows(tmp_path / "out" / "verdicts.jsonl"))
+
+
+def test_a_server_is_asked_in_the_plan_whether_it_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = {"x": {"server": {"url": "http://127.0.0.1:9/v1", "model": "m", "retries": 0}}}
+    with pytest.raises(EvaluationError, match="cannot be reached"):
+        plan_eval(config(tmp_path, models, judges=["refusal"]))

@@ -6,6 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +20,35 @@ from anchortune.hardware import batch_rows, free_bytes
 from anchortune.models.load import Numbers, pick_numbers
 
 _STEPS = 8
+_TOKEN_BYTES = 8  # of text, at the most, and of what stands beside it in the files
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """About what an evaluation takes.
+
+    Attributes:
+        seconds: at most, to generate; None where that cannot be timed. 0 where nothing runs here.
+        memory_bytes: of the largest model, batches besides.
+        disk_bytes: of the answers and verdicts at most.
+    """
+
+    seconds: float | None
+    memory_bytes: int
+    disk_bytes: int
+
+    def lines(self) -> list[str]:
+        """For people; none where no model runs here."""
+        if not self.memory_bytes:
+            return []
+        told = [
+            f"memory  about {self.memory_bytes / 2**30:.2f} GiB for the largest model, batches "
+            "besides"
+        ]
+        if self.seconds is not None:
+            took = duration(self.seconds)
+            told.insert(0, f"time    at most about {took} to generate; judging besides")
+        return told
 
 
 def estimate(
@@ -26,8 +56,8 @@ def estimate(
     asked: Sequence[Asked],
     lengths: Mapping[str, Sequence[Sequence[int]]],
     machine: EvalMachine,
-) -> list[str]:
-    """For people: time and memory of asking the models that run here.
+) -> Estimate:
+    """Time, memory and disk of asking the models that run here.
 
     The time is that of answers which all reach their longest; judging comes on top.
 
@@ -55,12 +85,8 @@ def estimate(
             step = step_seconds(skeleton.config, numbers, rows, mean)
             known = known and step is not None
             total += math.ceil(len(tokens) / rows) * one.max_new_tokens * (step or 0.0)
-    if not lengths:
-        return []
-    told = [f"memory  about {largest / 2**30:.2f} GiB for the largest model, batches besides"]
-    if known:
-        told.insert(0, f"time    at most about {duration(total)} to generate; judging besides")
-    return told
+    tokens = sum(len(one.items) * one.max_new_tokens for one in asked) * len(candidates)
+    return Estimate(total if known else None, largest, tokens * _TOKEN_BYTES)
 
 
 def step_seconds(config: Any, numbers: Numbers, rows: int, width: int) -> float | None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from anchortune import run_folder
 from anchortune.errors import EvaluationError
@@ -34,6 +34,9 @@ from anchortune.evaluation.tasks.base import LoadedTask, TaskKind
 from anchortune.evaluation.tasks.load import load_task
 from anchortune.files import sha256_file
 from anchortune.run_folder import RunFolder, State
+
+if TYPE_CHECKING:
+    from anchortune.evaluation.estimate import Estimate
 
 #: The judge that matches phrases; its rate stands beside every other, so it is always asked.
 REFUSAL: Literal["refusal"] = "refusal"
@@ -90,7 +93,7 @@ class EvalPlan:
         folder: of the evaluation.
         state: what the folder held.
         timings: seconds spent so far, by stage.
-        estimate: what it will take, in words; empty where it was not asked for.
+        estimate: what it will take; None where it was not asked for.
         notes: what the user should know.
         kin: judges whose weights a model under test is made from, a sentence each.
     """
@@ -104,7 +107,7 @@ class EvalPlan:
     folder: EvalFolder
     state: State
     timings: dict[str, float]
-    estimate: list[str] = field(default_factory=list)
+    estimate: Estimate | None = None
     notes: list[str] = field(default_factory=list)
     kin: list[str] = field(default_factory=list)
 
@@ -126,11 +129,14 @@ class EvalPlan:
     @property
     def verdicts(self) -> int:
         """Rows of ``verdicts.jsonl`` at the end."""
-        rows = 0
+        rows, models = 0, len(self.candidates)
         for asked in self.asked:
-            judges = 2 if asked.kind == "benign" else len(self.judge_facts) + 1
-            rows += len(asked.items) * (judges if asked.task is None else 1)
-        return rows * len(self.candidates)
+            if asked.task is None:
+                judges = 2 if asked.kind == "benign" else len(self.judge_facts) + 1
+                rows += len(asked.items) * judges * models
+            else:  # nobody wins against themselves
+                rows += len(asked.items) * (models - asked.task.needs_reference)
+        return rows
 
     @property
     def arms(self) -> dict[str, list[str]]:
@@ -164,8 +170,8 @@ class EvalPlan:
             ),
             *(f"judge   {facts['name']}: {facts.get('measure', '')}" for facts in self.judge_facts),
             f"total   {self.answers} answers of {len(self.candidates)} models, {self.verdicts} "
-            f"verdicts; {self.config.part} part of every set",
-            *self.estimate,
+            f"verdicts; {_PARTS[self.config.part]}",
+            *(self.estimate.lines() if self.estimate is not None else []),
             f"output  {self.folder.path} ({self.state.value})",
             *(f"note    {note}" for note in self.notes),
         ]
@@ -178,12 +184,17 @@ class EvalPlan:
             "inputs": self.inputs(),
             "answers": self.answers,
             "verdicts": self.verdicts,
-            "estimate": self.estimate,
+            "estimate": None if self.estimate is None else asdict(self.estimate),
             "output": {"path": str(self.folder.path), "state": self.state.value},
             "notes": self.notes,
         }
 
 
+_PARTS = {
+    "report": "the report part of every set",
+    "selection": "the selection part of every set",
+    "all": "whole sets",
+}
 _KINDS = {
     "harm": "malicious prompts",
     "benign": "benign prompts",
@@ -271,7 +282,7 @@ def _plan(config: EvalConfig, asked: list[Asked] | None, timed: bool) -> EvalPla
                 found = measure_prompts(candidate, one.items)
                 lengths.setdefault(name, []).append(found)
     if config.part != "report":
-        notes.append(f"the {config.part} part of every set is asked, not the report part")
+        notes.append("a setting chosen on these prompts is not to be reported on them")
     plan = EvalPlan(
         config, candidates, asked, judges, [_facts(judge) for judge in judges], given,
         EvalFolder(config.output, {}), State.NEW, {}, notes=notes,
