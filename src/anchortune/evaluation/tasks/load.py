@@ -162,7 +162,6 @@ class _Rows:
 
     def __init__(self, section: TaskSection, spec: TaskSpec, raw: RawRows, where: str) -> None:
         self.section, self.spec, self.where = section, spec, where
-        self.columns = raw.columns
         self.paper = spec.paper if section.preset == "paper" else None
         self.max_new_tokens = self.paper.max_new_tokens if self.paper else spec.max_new_tokens
         self.match = section.match or spec.match
