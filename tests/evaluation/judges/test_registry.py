@@ -42,6 +42,7 @@ def test_judges_without_weights(tmp_path: Path) -> None:
         ({"name": "beaver-dam", "server": SERVER}, "takes no server"),
         ({"name": "builtin", "file": "f"}, "takes no file"),
         ({"name": "wildguard", "file": "f"}, "takes no file"),
+        ({"name": "llama-guard-3", "prompt": "f"}, "takes no prompt"),
     ],
 )
 def test_an_option_that_would_do_nothing_is_refused(keys: dict[str, Any], said: str) -> None:
@@ -52,16 +53,16 @@ def test_an_option_that_would_do_nothing_is_refused(keys: dict[str, Any], said: 
 @pytest.mark.parametrize(
     "candidate",
     [
-        {"url": "http://127.0.0.1:8000/v1/", "model": "judge"},
-        {"server": {"url": "http://127.0.0.1:8000", "model": "judge"}},
+        {"server": "http://127.0.0.1:8000/v1/", "model": "judge"},
+        {"server": "http://127.0.0.1:8000", "model": "judge"},
     ],
 )
 def test_a_served_model_does_not_judge_itself(candidate: dict[str, Any]) -> None:
     rubric = section(name="rubric", server=SERVER)
     with pytest.raises(EvaluationError, match="does not judge itself"):
         check_judge(rubric, [candidate])
-    check_judge(rubric, [{"url": "http://127.0.0.1:8000/v1", "model": "another"}])
-    check_judge(rubric, [{"url": "http://127.0.0.1:8001/v1", "model": "judge"}])
+    check_judge(rubric, [{"server": "http://127.0.0.1:8000/v1", "model": "another"}])
+    check_judge(rubric, [{"server": "http://127.0.0.1:8001/v1", "model": "judge"}])
 
 
 def test_a_judge_is_refused_by_the_path_of_its_weights(tmp_path: Path) -> None:
@@ -75,7 +76,7 @@ def test_a_judge_is_refused_by_the_path_of_its_weights(tmp_path: Path) -> None:
     check_judge(judge, [{"path": other, "adapters": [{"path": "a"}]}])
     check_judge(section(name="md-judge", model="org/m"), [{"path": "org/m", "revision": "v1"}])
     with pytest.raises(EvaluationError, match="a model under test"):
-        check_judge(section(name="md-judge"), [{"path": "openSafetyLab/MD-Judge-v0.1".lower()}])
+        check_judge(section(name="md-judge"), [{"path": "opensafetylab/md-judge-v0.1"}])
 
 
 class Reader:
@@ -96,4 +97,4 @@ def test_kinship_is_told_and_not_refused() -> None:
     tuned = {"path": "elsewhere", "sha256": "1", "adapter": {"path": "a"}}
     [said] = kinship(Reader(), [tuned, tuned, {"path": "m", "sha256": "2"}])
     assert said == "the judge reader reads with base, from which a model under test is made"
-    assert kinship(Reader(), [{"path": "m", "sha256": "2"}, {"url": "u", "model": "m"}]) == []
+    assert kinship(Reader(), [{"path": "m", "sha256": "2"}, {"server": "u", "model": "m"}]) == []

@@ -15,7 +15,7 @@ from anchortune.evaluation.judges.base import Judge
 
 logger = logging.getLogger(__name__)
 
-_OPTIONS = ("model", "revision", "server", "file", "min_confidence", "batch_size")
+_OPTIONS = ("model", "revision", "prompt", "server", "file", "min_confidence", "batch_size")
 _RUNS_HERE = frozenset({"model", "revision", "min_confidence", "batch_size"})
 #: What a judge can be told; every other judge runs weights on this machine.
 _TAKES: dict[str, frozenset[str]] = {
@@ -31,7 +31,7 @@ class _Model(NamedTuple):
     path: str | None
     revision: str | None
     sha256: str | None
-    adapted: bool
+    adapters: tuple[str, ...]
     server: tuple[str, str] | None
 
 
@@ -45,7 +45,7 @@ def make_judge(
         machine: where it computes.
         candidates: what the models under test are: ``path``, ``revision``, ``sha256`` and
             ``adapters`` (or ``adapter``) of one that runs here, at the top or under ``model``;
-            ``url`` and ``model`` of one behind a server, at the top or under ``server``.
+            ``server`` (its address) and ``model`` of one behind a server.
 
     Raises:
         ConfigError: the section gives what the judge does not take, or lacks what it needs.
@@ -57,7 +57,8 @@ def make_judge(
     judge = _build(section, machine)
     own = _weights(judge)
     for candidate in map(_model, candidates):
-        if own.sha256 is not None and own.sha256 == candidate.sha256 and not candidate.adapted:
+        same = (own.sha256, own.adapters) == (candidate.sha256, candidate.adapters)
+        if own.sha256 is not None and same:
             raise _own_judge(section, f"the weights of {candidate.path}")
     for warning in kinship(judge, candidates):
         logger.warning("%s", warning)
@@ -72,6 +73,8 @@ def check_judge(section: JudgeSection, candidates: Sequence[Mapping[str, Any]] =
         EvaluationError: by its name it is one of the candidates.
     """
     takes = _TAKES.get(section.name, _RUNS_HERE)
+    if _reads_a_prompt(section.name):
+        takes |= {"prompt"}
     for option in _OPTIONS:
         if getattr(section, option) is not None and option not in takes:
             raise ConfigError(f"the judge {section.name} takes no {option}; leave it out.")
@@ -83,7 +86,7 @@ def check_judge(section: JudgeSection, candidates: Sequence[Mapping[str, Any]] =
     for candidate in map(_model, candidates):
         if server is not None and candidate.server == (_endpoint(server.url), server.model):
             raise _own_judge(section, f"{server.model} at {server.url}")
-        if path is None or candidate.path is None or candidate.adapted:
+        if path is None or candidate.path is None or candidate.adapters:
             continue
         if (_place(path), section.revision) == (_place(candidate.path), candidate.revision):
             raise _own_judge(section, path)
@@ -98,7 +101,7 @@ def kinship(judge: Judge, candidates: Sequence[Mapping[str, Any]]) -> list[str]:
     if own.sha256 is None:
         return []
     kin = [model for model in map(_model, candidates) if model.sha256 == own.sha256]
-    if not any(model.adapted for model in kin):
+    if all(model.adapters == own.adapters for model in kin):
         return []
     return [f"the judge {judge.name} reads with {own.path}, from which a model under test is made"]
 
@@ -130,7 +133,7 @@ def _build(section: JudgeSection, machine: EvalMachine) -> Judge:
 
 
 def _published(name: str) -> str | None:
-    """Where the weights of a judge are published; None where that is not one fixed place."""
+    """Where the whole of a judge's weights is published; None where that is no one place."""
     if name in ("refusal", "file", "rubric", "builtin"):
         return None
     if name == "beaver-dam":
@@ -139,22 +142,37 @@ def _published(name: str) -> str | None:
         return PUBLISHED
     from anchortune.evaluation.judges.guard_templates import TEMPLATES
 
-    return TEMPLATES[name].published
+    return TEMPLATES[name].published if TEMPLATES[name].adapter is None else None
+
+
+def _reads_a_prompt(name: str) -> bool:
+    """Whether a judge is shown a published prompt that the user may have to bring."""
+    from anchortune.evaluation.judges.guard_templates import TEMPLATES
+
+    return name in TEMPLATES and TEMPLATES[name].form == "text"
 
 
 def _model(identity: Mapping[str, Any]) -> _Model:
-    """What an identity says, its facts at the top or under ``model`` and ``server``."""
+    """What an identity says, its facts at the top or under ``model``."""
     facts: dict[str, Any] = dict(identity)
-    for inner in ("model", "server"):
-        if isinstance(facts.get(inner), Mapping):
-            facts |= facts.pop(inner)
-    url, name = facts.get("url"), facts.get("model")
+    if isinstance(facts.get("model"), Mapping):
+        facts |= facts.pop("model")
+    url, name = facts.get("server"), facts.get("model")
     return _Model(
         facts.get("path"),
         facts.get("revision"),
         facts.get("sha256"),
-        bool(facts.get("adapters") or facts.get("adapter")),
+        _adapters(facts),
         (_endpoint(str(url)), str(name)) if url and name else None,
+    )
+
+
+def _adapters(facts: Mapping[str, Any]) -> tuple[str, ...]:
+    """What tells a model's adapters from others: their hashes, in order."""
+    listed = facts.get("adapters") or ([facts["adapter"]] if facts.get("adapter") else [])
+    return tuple(
+        str(one.get("sha256") or one.get("path")) if isinstance(one, Mapping) else str(one)
+        for one in listed
     )
 
 

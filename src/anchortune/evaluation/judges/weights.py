@@ -28,8 +28,7 @@ class JudgeWeights:
         section: which model, and the adapter merged into it.
         machine: device and dtype.
         batch_size: sequences at a time; None finds it from the memory that is free.
-        auto: the class of transformers that loads it; None: a causal language model.
-        tokenizer: where its tokenizer lies, if not beside the weights.
+        auto: the class of transformers that loads it.
 
     Raises:
         CheckpointError: the weights are not there, or are pickled.
@@ -41,12 +40,10 @@ class JudgeWeights:
         machine: EvalMachine,
         batch_size: int | None,
         *,
-        auto: Any = None,
-        tokenizer: str | None = None,
+        auto: Any,
     ) -> None:
         self._section, self._machine = section, machine
         self._most, self._auto = batch_size, auto
-        self._tokenizer_at = tokenizer
         self._loaded: tuple[Any, Any] | None = None
         self.identity = identity(section)
         if not self.identity["files"]:
@@ -68,8 +65,7 @@ class JudgeWeights:
                 MachineSection(device=self._machine.device, dtype=self._machine.dtype),
                 LoraSection(),  # held in the dtype of the pass
             )
-            at = self._tokenizer_at
-            tokenizer = load_tokenizer(section if at is None else ModelSection(path=at))
+            tokenizer = load_tokenizer(section)
             self._loaded = load_model(section, numbers, auto=self._auto).eval(), tokenizer
         return self._loaded
 
