@@ -71,7 +71,12 @@ def parse_yaml(text: str, where: str) -> Any:
         loader.dispose()
 
 
-def _assign(tree: dict[str, Any], item: str) -> None:
+def assign(tree: dict[str, Any], item: str) -> None:
+    """Puts one ``key.path=value`` of ``--set`` into a tree of plain values.
+
+    Raises:
+        ConfigError: no such form, or a key under what holds none.
+    """
     path, equals, text = item.partition("=")
     keys = path.strip().split(".")
     if not equals or not all(keys):
@@ -130,7 +135,7 @@ def load_config(path: str | Path, kind: type[Config], overrides: Sequence[str] =
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected a mapping of keys, found {_describe(tree)}.")
     for item in overrides:
-        _assign(tree, item)
+        assign(tree, item)
     preset = tree.get("preset")
     if isinstance(preset, str) and preset in PRESETS and "preset" in kind.model_fields:
         tree = _under(tree, PRESETS[preset])

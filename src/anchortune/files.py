@@ -26,6 +26,11 @@ def sha256_file(path: str | Path) -> str:
         return _digest(stream)
 
 
+def sha256_text(text: str) -> str:
+    """The SHA-256 of a text in UTF-8, in hexadecimal; a lone surrogate counts as ``?``."""
+    return hashlib.sha256(text.encode("utf-8", errors="replace")).hexdigest()
+
+
 def why_not_writable(path: str | Path) -> str | None:
     """Why no file can be written at ``path``, its folders made where missing; None if one can."""
     final = Path(path)

@@ -29,7 +29,12 @@ def run(
     from anchortune.training.plan import plan_stage
     from anchortune.training.stage import run_stage
 
-    plan = plan_stage(config, timed=dry_run)
+    screened = None
+    if isinstance(config, TrainConfig) and config.screen is not None:
+        from anchortune.evaluation.screen import screen_for_training
+
+        screened = screen_for_training(config)
+    plan = plan_stage(config, timed=dry_run, screened=screened)
     if dry_run:
         text = json.dumps(plan.summary(), indent=2) if as_json else "\n".join(plan.lines())
         typer.echo(text)

@@ -81,6 +81,7 @@ class SourceReport:
         rows: in the source.
         sampled: rows left after ``max_rows``; the ones below are counted among these.
         cue_stripped: prompts from which ``strip_cue`` was removed.
+        screened_out: usable rows left out because a judge found them harmful.
         dropped: reason -> rows left out for it.
         first_bad: place and reason of the first of them.
     """
@@ -92,13 +93,14 @@ class SourceReport:
     rows: int
     sampled: int
     cue_stripped: int = 0
+    screened_out: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     first_bad: str = ""
 
     @property
     def used(self) -> int:
         """Rows that are trained on."""
-        return self.sampled - sum(self.dropped.values())
+        return self.sampled - self.screened_out - sum(self.dropped.values())
 
     def drop(self, place: str, reason: str) -> None:
         """Counts one row as left out."""
@@ -130,6 +132,7 @@ class SourceReport:
             "sampled": self.sampled,
             "used": self.used,
             "cue_stripped": self.cue_stripped,
+            "screened_out": self.screened_out,
             "dropped": dict(self.dropped),
             "first_bad": self.first_bad,
         }
@@ -140,6 +143,8 @@ class SourceReport:
         text = f"{self.path}: {self.used} of {self.rows} rows, format {self.format} ({columns})"
         if self.sampled < self.rows:
             text += f", sampled {self.sampled}"
+        if self.screened_out:
+            text += f", {self.screened_out} left out as harmful"
         if self.dropped:
             text += ", left out: " + ", ".join(f"{n} x {why}" for why, n in self.dropped.items())
             text += f" (first: {self.first_bad})"

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from anchortune.files import sha256_text as sha256_text
+
 Part = Literal["selection", "report"]
 Finish = Literal["stop", "length", "unknown"]
-
-
-def sha256_text(text: str) -> str:
-    """The SHA-256 of a text in UTF-8, in hexadecimal; a lone surrogate counts as ``?``."""
-    return hashlib.sha256(text.encode("utf-8", errors="replace")).hexdigest()
 
 
 def part_of(text: str, selection_frac: float = 0.5) -> Part:

@@ -61,26 +61,44 @@ class TokenisedData:
 
 
 def tokenise(
-    sections: Sequence[DataSection], template: Template, max_length: int, seed: int
+    sections: Sequence[DataSection],
+    template: Template,
+    max_length: int,
+    seed: int,
+    omitted: Sequence[frozenset[str]] | None = None,
 ) -> TokenisedData:
     """Every source's rows as labelled token sequences.
 
+    Args:
+        sections: the sources.
+        template: the chat template.
+        max_length: longer sequences are cut, in tokens.
+        seed: of the sample that ``max_rows`` takes.
+        omitted: by source, places of rows that a judge found harmful and that are left out.
+
     Raises:
-        DataError: a source cannot be used, or too many of its rows cannot.
+        DataError: a source cannot be used, or too many of its rows cannot; no row is left.
     """
     rows: list[Encoded] = []
     reports = []
-    for section in sections:
+    for number, section in enumerate(sections):
+        gone = omitted[number] if omitted is not None else frozenset()
         conversations, report = load_source(section, seed)
         for conversation in conversations:
             if not isinstance(conversation, Conversation):
                 raise DataError(f"{section.path}: holds preferences, but answers are needed.")
+            place = conversation.place.removeprefix(f"{section.path}: ")
+            if place in gone:
+                report.screened_out += 1
+                continue
             try:
                 rows.extend(template.encode(conversation.messages, max_length))
             except BadRow as problem:
-                report.drop(conversation.place.removeprefix(f"{section.path}: "), str(problem))
+                report.drop(place, str(problem))
         report.check(section.max_bad_frac)
         reports.append(report)
+    if not rows:
+        raise DataError("no row is left to train on: every one was found harmful.")
     return TokenisedData(rows, reports, sum(row.truncated for row in rows), max_length)
 
 

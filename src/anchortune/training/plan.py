@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from anchortune.config import AlignConfig, DataSection, PenaltySection, TrainConfig
+from anchortune.data.screened import Screened, ScreenedSource
 from anchortune.errors import DataError, TrainingError
 from anchortune.models.load import (
     Numbers,
@@ -58,6 +59,7 @@ class Plan:
         state: what the folder held.
         timings: seconds spent so far, by stage.
         notes: what the user should know.
+        screened: what a judge found in the data; None where nobody looked.
     """
 
     kind: str
@@ -75,6 +77,7 @@ class Plan:
     state: State
     timings: dict[str, float]
     notes: list[str] = field(default_factory=list)
+    screened: Screened | None = None
 
     @property
     def steps(self) -> int:
@@ -93,6 +96,8 @@ class Plan:
             found["eval_data"] = self.eval_data.summary()
         if self.anchor_facts is not None:
             found["anchor"] = self.anchor_facts
+        if self.screened is not None:
+            found["screen"] = self.screened.summary()
         return found
 
     def lines(self) -> list[str]:
@@ -107,6 +112,7 @@ class Plan:
             f"model   {self.model['path']}{merged}: {total / 1e6:.1f} M parameters, sha256 "
             f"{self.model['sha256'][:12]}",
             *(f"data    {report.line()}" for report in self.data.reports),
+            *(f"screen  {source.line()}" for source in _sources(self.screened)),
             f"        {counts} at {self.data.max_length}",
             f"chat    template: {self.template.describe()}",
             f"trains  {trained} parameters, {self.steps} steps of {training.batch_size} rows, "
@@ -149,12 +155,16 @@ class Plan:
         }
 
 
-def plan_stage(config: TrainConfig | AlignConfig, *, timed: bool = False) -> Plan:
+def plan_stage(
+    config: TrainConfig | AlignConfig, *, timed: bool = False, screened: Screened | None = None
+) -> Plan:
     """Everything that can be checked without training, checked.
 
     Args:
         config: of the stage.
         timed: estimate the time as well, which takes some seconds.
+        screened: what ``anchortune.evaluation.screen.screen_for_training`` found, for a config
+            with a ``screen`` section; with ``action: drop`` its harmful rows are left out.
 
     Raises:
         AnchortuneError: of the kind of the first thing that cannot be used.
@@ -166,11 +176,17 @@ def plan_stage(config: TrainConfig | AlignConfig, *, timed: bool = False) -> Pla
             f"anchortune {kind} runs in one process; for several, call attach(trainer, anchor) in "
             "a script of your own under torchrun."
         )
+    if isinstance(config, TrainConfig) and config.screen is not None and screened is None:
+        raise TrainingError(
+            "the config has a screen section: pass what "
+            "anchortune.evaluation.screen.screen_for_training(config) returns as screened."
+        )
     numbers = pick_numbers(config.machine, config.lora)
     template = Template(load_tokenizer(config.model))
     skeleton = load_skeleton(config.model)
     max_length = _max_length(config, skeleton)
-    data = _read(config, config.data, template, max_length)
+    omitted = screened.omitted() if screened is not None else None
+    data = _read(config, config.data, template, max_length, omitted)
     eval_data = None
     if config.eval_data:
         eval_data = _read(config, config.eval_data, template, max_length)
@@ -179,6 +195,8 @@ def plan_stage(config: TrainConfig | AlignConfig, *, timed: bool = False) -> Pla
     folder = RunFolder(config.output, _identity(config, model, data, eval_data))
     anchor, facts = load_anchor(config)
     folder.identity["anchor"] = None if facts is None else facts["sha256"]
+    if screened is not None:
+        folder.identity["screened"] = screened.identity()
     state = folder.state()
     total = sum(parameter.numel() for parameter in skeleton.parameters())
     notes: list[str] = []
@@ -199,8 +217,12 @@ def plan_stage(config: TrainConfig | AlignConfig, *, timed: bool = False) -> Pla
     timings = {"plan_s": time.perf_counter() - started}
     return Plan(
         kind, config, numbers, template, data, eval_data, model, anchor, facts, (trained, total),
-        cost, folder, state, timings, notes,
+        cost, folder, state, timings, notes, screened,
     )  # fmt: skip
+
+
+def _sources(screened: Screened | None) -> list[ScreenedSource]:
+    return screened.sources if screened is not None else []
 
 
 def _max_length(config: TrainConfig | AlignConfig, skeleton: Any) -> int:
@@ -220,9 +242,11 @@ def _read(
     sections: list[DataSection],
     template: Template,
     max_length: int,
+    omitted: list[frozenset[str]] | None = None,
 ) -> Data:
-    dpo = isinstance(config, AlignConfig) and config.method == "dpo"
-    return (preferences if dpo else tokenise)(sections, template, max_length, config.seed)
+    if isinstance(config, AlignConfig) and config.method == "dpo":
+        return preferences(sections, template, max_length, config.seed)
+    return tokenise(sections, template, max_length, config.seed, omitted)
 
 
 def _disjoint(data: Data, eval_data: Data) -> None:

@@ -13,8 +13,9 @@ from anchortune.adapter.compose import compose, read_adapter, unname_base, write
 from anchortune.adapter.merge import locate_adapter
 from anchortune.config import AlignConfig
 from anchortune.config_io import dump_yaml
+from anchortune.data.screened import SCREEN_FILE
 from anchortune.errors import CheckpointError
-from anchortune.files import atomic_directory, sha256_file, write_text
+from anchortune.files import atomic_directory, sha256_file, write_json, write_text
 from anchortune.models.load import load_model
 from anchortune.record import Record, now, platform_facts, read_record, versions, write_record
 from anchortune.training import loop
@@ -45,6 +46,8 @@ def run_stage(plan: Plan) -> Record:
         plan.folder.check_checkpoint(checkpoint)
     plan.folder.claim()
     write_text(plan.folder.path / "config.yaml", dump_yaml(plan.config))
+    if plan.screened is not None:
+        write_json(plan.folder.path / SCREEN_FILE, plan.screened.summary())
     timings = dict(plan.timings)
     started = time.perf_counter()
     four_bit = plan.config.lora is not None and plan.config.lora.qlora

@@ -1,0 +1,92 @@
+"""``anchortune screen``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from anchortune.cli.train import AsJson
+
+if TYPE_CHECKING:
+    from anchortune.data.screened import ScreenedSource
+
+
+def screen(
+    data: Annotated[
+        str, typer.Argument(help="A .json, .jsonl, .csv or .parquet file, or a Hub dataset's id.")
+    ],
+    judge: Annotated[
+        str,
+        typer.Option(
+            help="The judge's name, or its section in YAML: '{name: file, file: verdicts.jsonl}'."
+        ),
+    ] = "builtin",
+    drop: Annotated[
+        Path | None,
+        typer.Option(metavar="CLEANED", help="Write the data without the harmful rows here."),
+    ] = None,
+    source: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="How the data is read, as in a training config, e.g. columns.output=target.",
+        ),
+    ] = None,
+    device: Annotated[
+        str, typer.Option(help="Where the judge computes: auto, cpu, cuda or mps.")
+    ] = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Tell which rows of training data look harmful, by number and without their text."""
+    from anchortune.cli.eval import read_judge
+    from anchortune.cli.stage import log_to_stderr
+    from anchortune.config import DataSection
+    from anchortune.config_io import assign, validate
+    from anchortune.evaluation.config import EvalMachine
+
+    tree: dict[str, Any] = {}
+    for item in source or []:
+        assign(tree, item)
+    section = validate(tree | {"path": data}, DataSection, "--set")
+    machine = validate({"device": device}, EvalMachine, "--device")
+    asked = read_judge(judge)
+    log_to_stderr()
+
+    from anchortune.data.clean import check_clean, write_clean
+    from anchortune.evaluation.judges.registry import make_judge
+    from anchortune.evaluation.screen import screen_source
+
+    if drop is not None:
+        check_clean(section, drop)
+    made = make_judge(asked, machine)
+    found = screen_source(section, made)
+    dropped = None
+    if drop is not None:
+        dropped = write_clean(section, {row.place for row in found.harmful}, drop)
+    if as_json:
+        import json
+
+        facts = found.summary() | {"judge": made.identity()}
+        if drop is not None:
+            facts |= {"cleaned": str(drop), "dropped": dropped}
+        typer.echo(json.dumps(facts, indent=2))
+        return
+    typer.echo("\n".join(lines(found)))
+    if drop is not None:
+        typer.echo(f"{drop}: written without {dropped} rows")
+
+
+def lines(found: ScreenedSource) -> list[str]:
+    """For people: the counts, then the rows, those of one category together."""
+    told = [found.line()]
+    groups: dict[str, list[str]] = {}
+    for row in found.harmful:
+        score = "" if row.score is None else f" ({row.score:.2f})"
+        for name in row.categories or [""]:
+            groups.setdefault(name, []).append(row.place + score)
+    for name in sorted(groups):
+        told.append(f"{name or 'harmful'}: {', '.join(groups[name])}")
+    return told
