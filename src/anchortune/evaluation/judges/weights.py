@@ -28,7 +28,7 @@ class JudgeWeights:
         section: which model, and the adapter merged into it.
         machine: device and dtype.
         batch_size: sequences at a time; None finds it from the memory that is free.
-        auto: the class of transformers that loads it.
+        auto: the class of transformers that loads it, see ``load_model``.
 
     Raises:
         CheckpointError: the weights are not there, or are pickled.
@@ -40,7 +40,7 @@ class JudgeWeights:
         machine: EvalMachine,
         batch_size: int | None,
         *,
-        auto: Any,
+        auto: Any = None,
     ) -> None:
         self._section, self._machine = section, machine
         self._most, self._auto = batch_size, auto
