@@ -15,7 +15,7 @@ CHROMIUM = browser.find()
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None, reason="no Chromium on this machine (Debian: apt-get install chromium)"
 )
-WIDTHS = [320, 360, 761, 1280]
+WIDTHS = [320, 360, 1020, 1021, 1280]
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +46,10 @@ def test_nothing_is_wider_than_the_window(tab: browser.Browser, page: Path, widt
         return box.right > innerWidth + 1 && !e.closest('.scroll, svg, thead');
     }).map(e => e.outerHTML.slice(0, 80))"""
     assert tab.value(beyond) == []
+    over_its_neighbour = """[...document.querySelectorAll('.stack td:not(.pad)')].filter(
+        e => e.checkVisibility() && e.scrollWidth > e.clientWidth + 1
+    ).map(e => e.innerText)"""
+    assert tab.value(over_its_neighbour) == []
 
 
 def test_it_asks_for_nothing_but_itself(tab: browser.Browser, page: Path) -> None:

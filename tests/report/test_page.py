@@ -106,6 +106,29 @@ def test_what_a_release_manager_reads_comes_first(tmp_path: Path) -> None:
     assert places == sorted(places)
 
 
+def test_several_verdicts_and_notes(tmp_path: Path) -> None:
+    folder, limits = made_up.write(tmp_path / "eval"), Limits(max_harm=0.3)
+    gates = [decide(made_up.whole(), limits, model=model) for model in ("asft", "sft")]
+    html = write_page(folder, gate=gates, notes=["screen: <2> rows"]).read_text("utf-8")
+    text = plain(html)
+    places = [text.find(words) for words in ("✓ Passed", "✕ Failed", "screen: <2> rows", "Results")]
+    assert -1 not in places
+    assert places == sorted(places)
+    Tree(html)
+
+
+def test_a_score_of_broken_output_is_marked(tmp_path: Path) -> None:
+    found = made_up.results(
+        [
+            made_up.measure("harm", "s", {"asft": (0, 90), "sft": (0, 90)}, judge="j"),
+            made_up.measure("coherence", "s", {"asft": (9, 90), "sft": (89, 90)}),
+        ]
+    )
+    write_record(tmp_path, made_up.record(found))
+    html = write_page(tmp_path).read_text("utf-8")
+    assert re.findall(r'class="alarm">(.*?)<', html) == ["coherent 10.0 %"]
+
+
 def test_the_sections(tmp_path: Path) -> None:
     assert re.findall(r"<h2 id=.*?>(.*?)</h2>", made(tmp_path)) == [
         "Before you believe a figure", "Results", "By category", "Several seeds", "Judges",

@@ -15,6 +15,7 @@ from pydantic import Field
 
 from anchortune.config import Section, Share
 from anchortune.errors import EvaluationError
+from anchortune.evaluation.coherence import BROKEN_SHARE
 from anchortune.evaluation.results import Kind, Measure, Results
 from anchortune.maths.stats import tango, wilson
 from anchortune.record import Record
@@ -24,8 +25,8 @@ from anchortune.report.words import KINDS, measure_name, percent, points, points
 Decision = Literal["passed", "failed", "undecided"]
 
 EXIT_CODES: dict[Decision, int] = {"passed": 0, "failed": 3, "undecided": 4}
-BROKEN = 0.8
-"""Surely fewer coherent answers than this, and a low harmful score says nothing."""
+BROKEN = 1 - BROKEN_SHARE
+"""Surely fewer coherent answers than this, and a low harmful score says too little."""
 _MOST = 1_000_000
 
 

@@ -18,7 +18,7 @@ from anchortune.report.examples import sample
 from anchortune.report.gate import GateResult
 from anchortune.report.load import read_evaluation
 from anchortune.report.summary import summary
-from anchortune.report.words import KINDS, measure_name, percent, shown
+from anchortune.report.words import percent, shown
 
 REPORT_FILE = "report.html"
 _PARTS = {
@@ -33,7 +33,7 @@ def write_page(
     folder: str | Path,
     *,
     title: str | None = None,
-    gate: GateResult | None = None,
+    gate: GateResult | Sequence[GateResult] | None = None,
     notes: Sequence[str] = (),
 ) -> Path:
     """Writes ``report.html`` beside an evaluation's ``record.json``, atomically.
@@ -43,8 +43,8 @@ def write_page(
     Args:
         folder: of the evaluation; its ``outputs.jsonl`` and ``verdicts.jsonl`` give the examples.
         title: of the page; unset: the models' names.
-        gate: what the gate says, shown first.
-        notes: sentences to stand below it, such as what was found in the data.
+        gate: what the gate says, of one model or of several, shown first.
+        notes: sentences to stand below the summary, such as what was found in the data.
 
     Returns:
         The page's path.
@@ -54,19 +54,15 @@ def write_page(
         EvaluationError: the record of something else.
     """
     record, results = read_evaluation(folder)
-    path = Path(folder) / REPORT_FILE
-    write_text(path, _render(record, results, Path(folder), title, gate, notes))
+    place = Path(folder)
+    gates = [gate] if isinstance(gate, GateResult) else list(gate or ())
+    context = _context(record, results, place, title, gates)
+    path = place / REPORT_FILE
+    write_text(path, _render(context | {"notes": [shown(note) for note in notes]}))
     return path
 
 
-def _render(
-    record: Record,
-    results: Results,
-    folder: Path,
-    title: str | None,
-    gate: GateResult | None,
-    notes: Sequence[str],
-) -> str:
+def _render(context: dict[str, Any]) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -74,14 +70,13 @@ def _render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    html = environment.get_template("page.html.j2").render(
-        **_context(record, results, folder, title, gate), notes=[shown(note) for note in notes]
-    )
+    environment.filters["tight"] = lambda text: text.replace(" %", "\u00a0%")
+    html = environment.get_template("page.html.j2").render(**context)
     return html.encode("utf-8", errors="replace").decode()  # a lone surrogate fits no file
 
 
 def _context(
-    record: Record, results: Results, folder: Path, title: str | None, gate: GateResult | None
+    record: Record, results: Results, folder: Path, title: str | None, gates: list[GateResult]
 ) -> dict[str, Any]:
     keep = str(record.config.get("keep", "text"))
     groups = view.groups(results)
@@ -92,7 +87,7 @@ def _context(
         "results": results,
         "colours": view.colours(results),
         "part": _PARTS[results.part],
-        "gate": gate,
+        "gates": gates,
         "summary": summary(results),
         "groups": groups,
         "gaps": any(row.gap for group in groups for block in group.blocks for row in block.rows),
@@ -113,8 +108,6 @@ def _context(
         "versions": sorted(record.versions.items()),
         "command": _command(record),
         "percent": percent,
-        "kinds": KINDS,
-        "measure_name": measure_name,
     }
 
 
@@ -122,14 +115,16 @@ def _title(results: Results) -> str:
     others = [name for name in results.models if name != results.reference]
     if not others:
         return results.reference
+    if len(others) > 3:
+        return f"{len(others)} models against {results.reference}"
     told = ", ".join(others[:-1]) + (" and " if len(others) > 1 else "") + others[-1]
     return f"{told} against {results.reference}"
 
 
 def _judge(identity: dict[str, Any]) -> dict[str, Any]:
     """A judge's name, its figures by source, and everything else about it."""
-    rest = {key: value for key, value in identity.items() if key not in {"name", "calibration"}}
-    calibration = identity.get("calibration")
+    rest = {k: v for k, v in identity.items() if k not in {"name", "calibration", "figures"}}
+    calibration = identity.get("calibration") or identity.get("figures")
     table = view.grid(calibration)
     return {
         "name": str(identity.get("name", "judge")),

@@ -23,6 +23,9 @@ from anchortune.report.words import (
 )
 from anchortune.report.words import percent as bare_percent
 
+_NAME_WIDTH = 20
+"""Longer names of models go on in the next line."""
+
 
 def percent(rate: Rate) -> str:
     """``12.3 % (8.1–18.0)``: the rate and its 95 % interval, the only place that uses percent."""
@@ -71,10 +74,14 @@ def results_table(results: Results) -> Group:
         for _, measures in ordered(results.measures)
         for measure in measures
     ]
-    heads = ["", "rate", "95 %", "n", "unscored", f"− {shown(results.reference)}", "95 %", "p"]
+    heads = ["", "rate", "95 %", "n", "points", "95 %", "p"]
     every = [heads, *(row for _, block in rows for row in block)]
     widths = [max(map(cell_len, column)) for column in zip(*every, strict=True)]
-    parts: list[RenderableType] = [Text(_table_title(results)), _grid([heads], widths, "dim")]
+    widths[0] = min(widths[0], _NAME_WIDTH)
+    title = f"{_table_title(results)}\nn: scored + unscored"
+    if len(results.models) > 1:
+        title += f"; points: difference to {shown(results.reference)}"
+    parts: list[RenderableType] = [Text(title), _grid([heads], widths, "dim")]
     for measure, block in rows:
         parts.append(Text(f"\n{measure_name(measure)}, {shown(measure.set)}", style="bold"))
         parts.append(_grid(block, widths))
@@ -83,24 +90,25 @@ def results_table(results: Results) -> Group:
 
 def _row(results: Results, measure: Measure, model: str) -> list[str]:
     figure, gap = measure.figures.get(model), measure.differences.get(model)
-    cells = [f"  {shown(model)}", *[MISSING] * 4, *([""] * 3)]
+    cells = [shown(model), *[MISSING] * 3, *([""] * 3)]
     if figure is not None:
-        unscored = str(figure.unscored) if figure.unscored else ""
-        cells[1:5] = [
-            bare_percent(figure.value), span(figure.low, figure.high), str(figure.n), unscored
-        ]  # fmt: skip
+        n = f"{figure.n} + {figure.unscored}" if figure.unscored else str(figure.n)
+        cells[1:4] = [bare_percent(figure.value), span(figure.low, figure.high), n]
     if gap is not None:
         p = p_value(gap.p if gap.p_holm is None else gap.p_holm)
-        cells[5:] = [points(gap.value), points_span(gap.low, gap.high), p]
+        cells[4:] = [points(gap.value), points_span(gap.low, gap.high), p]
     elif model != results.reference:
-        cells[5:] = [MISSING] * 3
+        cells[4:] = [MISSING] * 3
     return cells
 
 
 def _grid(rows: Sequence[Sequence[str]], widths: Sequence[int], style: str = "") -> Table:
     table = Table.grid(padding=(0, 2, 0, 0))
     for at, width in enumerate(widths):
-        table.add_column(width=width, justify="right" if at else "left", style=style)
+        if at:
+            table.add_column(width=width, justify="right", style=style, no_wrap=True)
+        else:
+            table.add_column(width=width, overflow="fold", style=style)
     for row in rows:
         table.add_row(*map(Text, row))
     return table

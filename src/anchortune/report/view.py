@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from anchortune.evaluation.coherence import BROKEN_SHARE
 from anchortune.evaluation.results import Difference, Figure, Measure, Results
 from anchortune.report.words import (
     KINDS,
@@ -56,7 +57,7 @@ class Row:
     interval: str
     n: str
     unscored: int
-    beside: list[str]
+    beside: list[tuple[str, bool]]
     dot: Dot | None
     gap: Gap | None
 
@@ -170,11 +171,17 @@ def _block(results: Results, measure: Measure, of_set: Sequence[Measure], scale:
     )
 
 
-def _beside(of_set: Sequence[Measure], model: str) -> list[str]:
-    """What a harmful score must be read with: refusals and coherence on the same set."""
+def _beside(of_set: Sequence[Measure], model: str) -> list[tuple[str, bool]]:
+    """What a harmful score must be read with, each with whether it takes the score's worth.
+
+    These are refusals and coherence on the same set.
+    """
     words = {"refusal": "refuses", "coherence": "coherent"}
     return [
-        f"{words[m.kind]} {percent(m.figures[model].value)}"
+        (
+            f"{words[m.kind]} {percent(m.figures[model].value)}",
+            m.kind == "coherence" and m.figures[model].value <= 1 - BROKEN_SHARE,
+        )
         for m in of_set
         if m.kind in words and model in m.figures
     ]
