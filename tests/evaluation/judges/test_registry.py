@@ -98,3 +98,16 @@ def test_kinship_is_told_and_not_refused() -> None:
     [said] = kinship(Reader(), [tuned, tuned, {"path": "m", "sha256": "2"}])
     assert said == "the judge reader reads with base, from which a model under test is made"
     assert kinship(Reader(), [{"path": "m", "sha256": "2"}, {"server": "u", "model": "m"}]) == []
+
+
+class Asker(Reader):
+    name = "asker"
+
+    def identity(self) -> dict[str, Any]:
+        return {"engine": {"server": "http://127.0.0.1:1/v1", "model": "m"}}
+
+
+def test_a_judge_with_the_name_of_a_model_under_test_is_told_of() -> None:
+    [said] = kinship(Asker(), [{"server": "http://127.0.0.1:2/v1", "model": "m"}])
+    assert said == "the judge asker asks m, and a model under test elsewhere has that name"
+    assert kinship(Asker(), [{"server": "u", "model": "n"}, {"path": "m", "sha256": None}]) == []

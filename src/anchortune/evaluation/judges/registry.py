@@ -93,17 +93,22 @@ def check_judge(section: JudgeSection, candidates: Sequence[Mapping[str, Any]] =
 
 
 def kinship(judge: Judge, candidates: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A sentence for each judge's weights from which a candidate was fine-tuned.
-
-    Such a judge is another model, and allowed, but a reader has to know.
-    """
+    """What ties a judge to the candidates, in sentences: allowed, but a reader has to know."""
+    found = []
     own = _weights(judge)
-    if own.sha256 is None:
-        return []
     kin = [model for model in map(_model, candidates) if model.sha256 == own.sha256]
-    if all(model.adapters == own.adapters for model in kin):
-        return []
-    return [f"the judge {judge.name} reads with {own.path}, from which a model under test is made"]
+    if own.sha256 is not None and any(model.adapters != own.adapters for model in kin):
+        found.append(
+            f"the judge {judge.name} reads with {own.path}, from which a model under test is made"
+        )
+    served = _model(judge.identity().get("engine") or {}).server
+    names = {model.server[1] for model in map(_model, candidates) if model.server is not None}
+    if served is not None and served[1] in names:
+        found.append(
+            f"the judge {judge.name} asks {served[1]}, and a model under test elsewhere has that "
+            "name"
+        )
+    return found
 
 
 def _build(section: JudgeSection, machine: EvalMachine) -> Judge:
