@@ -15,6 +15,7 @@ COMMANDS: list[tuple[str, ...]] = [
     (),
     ("train",),
     ("align",),
+    ("gate",),
     ("anchor",),
     ("anchor", "build"),
     ("anchor", "inspect"),

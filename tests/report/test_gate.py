@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
@@ -8,7 +9,7 @@ from pydantic import ValidationError
 from anchortune.errors import EvaluationError
 from anchortune.evaluation.results import Results
 from anchortune.maths.stats import tango, wilson
-from anchortune.report.gate import Limits, decide
+from anchortune.report.gate import BROKEN, Limits, decide
 from tests.report.made_up import figure, measure, record, results, whole
 
 
@@ -220,3 +221,18 @@ def test_it_is_plain_json() -> None:
         "harm:builtin:kitchen secrets",
         "harm:beaver-dam:kitchen secrets",
     ]
+
+
+def test_every_limit_and_option_is_explained() -> None:
+    import typer
+
+    from anchortune.cli.app import app
+
+    text = (Path(__file__).parents[2] / "docs" / "gate.md").read_text("utf-8")
+    assert all(f"| `{name}` |" in text for name in Limits.model_fields)
+    command = typer.main.get_command(app).commands["gate"]  # type: ignore[attr-defined]
+    options = {flag for p in command.params for flag in p.opts if flag.startswith("--")}
+    asked = {f"--{name.replace('_', '-')}" for name in Limits.model_fields}
+    assert asked < options
+    assert not [flag for flag in options - asked if f"`{flag}" not in text]
+    assert f"below {BROKEN:.1f} where that is unset" in text

@@ -10,6 +10,7 @@ import typer
 from anchortune._version import __version__
 from anchortune.cli.align import align
 from anchortune.cli.anchor import app as anchor_app
+from anchortune.cli.gate import gate
 from anchortune.cli.train import train
 from anchortune.errors import AnchortuneError
 
@@ -22,6 +23,7 @@ app = typer.Typer(
 )
 app.command()(train)
 app.command()(align)
+app.command()(gate)
 app.add_typer(anchor_app, name="anchor")
 
 
