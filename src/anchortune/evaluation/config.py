@@ -70,7 +70,9 @@ class PromptSetSection(Section):
         None, description="A JSON, JSONL, CSV or Parquet file, or a Hub dataset, instead."
     )
     label: str | None = Field(None, description="What the report calls it; unset: its name.")
-    split: str | None = Field(None, description="The split of a Hub dataset.")
+    split: str | None = Field(
+        None, description="The split of a Hub dataset; unset: the named set's, else `train`."
+    )
     revision: str | None = Field(None, description="The revision of a Hub dataset.")
     subset: str | None = Field(None, description="The config name of a Hub dataset.")
     column: str | None = Field(None, description="The column of prompts; unset finds it.")
@@ -104,7 +106,9 @@ class TaskSection(Section):
     preset: Literal["default", "paper"] = Field(
         "default", description="`paper`: the authors' prompts and matching."
     )
-    split: str | None = Field(None, description="The split of a Hub dataset.")
+    split: str | None = Field(
+        None, description="The split of a Hub dataset; unset: the named task's, else `test`."
+    )
     revision: str | None = Field(None, description="The revision of a Hub dataset.")
     subset: str | None = Field(None, description="The config name of a Hub dataset.")
     prompt: str | None = Field(
