@@ -16,6 +16,8 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from anchortune import config
+from anchortune.evaluation import config as evaluation_config
+from anchortune.jobs import config as jobs_config
 
 MARK = re.compile(r"<!-- (config|preset):(\w+) -->")
 #: What stands beside a value of a preset: where the value comes from.
@@ -112,19 +114,39 @@ def _default(field: Any) -> str:
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:
-    """The model behind a section, or behind a list of them."""
+    """The model behind a section, or behind a list or a mapping of them."""
     for part in _members(annotation):
-        inner = typing.get_args(part)[0] if typing.get_origin(part) is list else part
+        inner = part
+        if typing.get_origin(part) in (list, dict):
+            inner = _members(typing.get_args(part)[-1])[0]
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             return inner
     return None
+
+
+def _sections(kind: Any, done: set[str]) -> dict[str, type[BaseModel]]:
+    """Every section under ``kind``, sections of sections too, by the first key that holds it."""
+    found: dict[str, type[BaseModel]] = {}
+    for name, field in kind.model_fields.items():
+        section = _section(field.annotation)
+        if section is not None and section.__name__ not in done:
+            done.add(section.__name__)
+            found[name] = section
+            found |= _sections(section, done)
+    return found
 
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def _table(kind: type[BaseModel]) -> str:
+def _table(kind: type[BaseModel], names: dict[str, str]) -> str:
+    """A table of a section's keys.
+
+    Args:
+        kind: of the section.
+        names: by class, the heading under which a section of its own has its table.
+    """
     lines = ["| key | value | default | meaning |", "|---|---|---|---|"]
     for name, field in kind.model_fields.items():
         section = _section(field.annotation)
@@ -136,29 +158,32 @@ def _table(kind: type[BaseModel]) -> str:
         if not text:
             raise ValueError(f"{kind.__name__}.{name} has no description: give its Field one")
         if section is not None:
-            value = f"section `{name}`" + (" or a list" if "list" in value else "")
+            many = {"list": " or a list", "mapping": " for each name"}
+            more = next((words for word, words in many.items() if word in value), "")
+            value = f"section `{names.get(section.__name__, name)}`{more}"
         lines.append(f"| `{name}` | {_cell(value)} | {_cell(_default(field))} | {_cell(text)} |")
     return "\n".join(lines)
 
 
 def render(kind: type[BaseModel], heading: str = "###", done: set[str] | None = None) -> str:
     """A config's keys as Markdown: a table for the top, then one for each section."""
-    done = set() if done is None else done
-    parts = [_table(kind)]
-    for name, field in kind.model_fields.items():
-        section = _section(field.annotation)
-        if section is not None and section.__name__ not in done:
-            done.add(section.__name__)
-            first = (section.__doc__ or "").splitlines()[0]
-            parts.append(f"{heading} `{name}`\n\n{first}\n\n{_table(section)}")
+    sections = _sections(kind, set() if done is None else done)
+    names = {section.__name__: name for name, section in sections.items()}
+    parts = [_table(kind, names)]
+    for name, section in sections.items():
+        first = (section.__doc__ or "").splitlines()[0]
+        parts.append(f"{heading} `{name}`\n\n{first}\n\n{_table(section, names)}")
     return "\n\n".join(parts)
 
 
-def render_own(kind: type[BaseModel], other: type[BaseModel]) -> str:
-    """The keys of ``kind`` that ``other`` has not, with their sections."""
+def render_own(kind: type[BaseModel], other: type[BaseModel], *told: type[BaseModel]) -> str:
+    """The keys of ``kind`` that ``other`` has not, with their sections but those in ``told``."""
     fields = {k: f for k, f in kind.model_fields.items() if k not in other.model_fields}
     rest = {
-        section.__name__ for f in other.model_fields.values() if (section := _section(f.annotation))
+        section.__name__
+        for one in (other, *told)
+        for field in one.model_fields.values()
+        if (section := _section(field.annotation))
     }
     own = typing.cast(
         "type[BaseModel]", types.SimpleNamespace(model_fields=fields, __name__=kind.__name__)
@@ -192,7 +217,11 @@ def fill(markdown: str) -> str:
             return render_preset(match[2])
         if match[2] == "AlignConfig":
             return render_own(config.AlignConfig, config.TrainConfig)
-        return render(getattr(config, match[2]))
+        if match[2] == "JobConfig":
+            return render_own(
+                jobs_config.JobConfig, config.TrainConfig, evaluation_config.AskSection
+            )
+        return render(getattr(config, match[2], None) or getattr(evaluation_config, match[2]))
 
     return MARK.sub(replace, markdown)
 

@@ -94,3 +94,48 @@ def test_links_between_pages_lead_to_headings() -> None:
                 if line.startswith("#")
             }
             assert not anchor or anchor in slugs, f"{source.name}: {name}.md#{anchor}"
+
+
+def test_every_key_of_an_evaluation_is_in_its_table(hook: ModuleType) -> None:
+    from anchortune.evaluation.config import (
+        CandidateSection,
+        EvalConfig,
+        JudgeSection,
+        PromptSetSection,
+        ServerSection,
+        TaskSection,
+    )
+
+    text = hook.fill(page("evaluation"))
+    assert "<!--" not in text
+    for kind in (
+        EvalConfig, CandidateSection, JudgeSection, PromptSetSection, ServerSection, TaskSection
+    ):  # fmt: skip
+        for name, field in kind.model_fields.items():
+            assert f"| `{name}` |" in text
+            assert field.description is None or field.description.split("|")[0] in text
+    assert "| `models` | section `models` for each name | *required* |" in text
+    assert "| `judge` | section `server` |" in text  # of a task; its table stands under server
+    assert text.count("| `concurrency` |") == 1
+
+
+def test_every_kind_of_measure_is_explained() -> None:
+    from typing import get_args
+
+    from anchortune.evaluation.results import Kind
+
+    assert all(f"| `{kind}` |" in page("evaluation") for kind in get_args(Kind))
+
+
+def test_every_key_of_a_job_is_in_its_table(hook: ModuleType) -> None:
+    from anchortune.jobs.config import AnchorSection, BaseSection, JobConfig
+    from anchortune.report.gate import Limits
+
+    text = hook.fill(page("jobs"))
+    assert "<!--" not in text
+    own = {name for name in JobConfig.model_fields if name not in TrainConfig.model_fields}
+    for name in (*own, *AnchorSection.model_fields, *BaseSection.model_fields):
+        assert f"| `{name}` |" in text
+    assert all(f"| `{name}` |" in text for name in Limits.model_fields)
+    shared = set(JobConfig.model_fields) - own
+    assert all(f"`{name}`" in text for name in shared)

@@ -16,6 +16,8 @@ COMMANDS: list[tuple[str, ...]] = [
     ("train",),
     ("align",),
     ("gate",),
+    ("run",),
+    ("status",),
     ("anchor",),
     ("anchor", "build"),
     ("anchor", "inspect"),

@@ -10,7 +10,12 @@ import typer
 from anchortune._version import __version__
 from anchortune.cli.align import align
 from anchortune.cli.anchor import app as anchor_app
+from anchortune.cli.eval import evaluate
 from anchortune.cli.gate import gate
+from anchortune.cli.judge import app as judge_app
+from anchortune.cli.run import run
+from anchortune.cli.screen import screen
+from anchortune.cli.status import status
 from anchortune.cli.train import train
 from anchortune.errors import AnchortuneError
 
@@ -23,8 +28,13 @@ app = typer.Typer(
 )
 app.command()(train)
 app.command()(align)
+app.command()(screen)
+app.command("eval")(evaluate)
 app.command()(gate)
+app.command()(run)
+app.command()(status)
 app.add_typer(anchor_app, name="anchor")
+app.add_typer(judge_app, name="judge")
 
 
 def _show_version(asked: bool) -> None:

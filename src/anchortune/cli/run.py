@@ -1,0 +1,61 @@
+"""``anchortune run``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from anchortune.cli.train import AsJson, Overrides
+
+
+def run(
+    job: Annotated[Path, typer.Argument(help="The job, in YAML.")],
+    overrides: Overrides = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, estimate the cost, do nothing.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Do a whole job: screen, anchor, train, evaluate, gate, report; what is done is skipped.
+
+    The exit code is the gate's on the main method: 0 passed (or no limits), 3 failed, 4 too few
+    prompts to tell. Only an adapter that passed lies in OUTPUT/adapter; others are in
+    OUTPUT/rejected.
+    """
+    import json
+
+    from anchortune.cli.stage import log_to_stderr
+    from anchortune.config_io import load_config
+    from anchortune.jobs.config import JobConfig
+
+    config = load_config(job, JobConfig, overrides or [])
+    log_to_stderr()
+    if dry_run:
+        from anchortune.jobs.plan import plan_job
+
+        plan = plan_job(config, timed=True)
+        text = json.dumps(plan.summary(), indent=2) if as_json else "\n".join(plan.lines())
+        typer.echo(text)
+        return
+    from anchortune.jobs.run import run_job
+
+    result = run_job(config)
+    if as_json:
+        typer.echo(json.dumps(result.to_json(), indent=2))
+    else:
+        _show(result.folder / "eval")
+        typer.echo("\n".join(result.lines()))
+    if result.exit_code:
+        raise typer.Exit(result.exit_code)
+
+
+def _show(evaluation: Path) -> None:
+    """The evaluation's table, on stdout."""
+    from rich.console import Console
+
+    from anchortune.report.load import read_evaluation
+    from anchortune.report.table import results_table
+
+    Console().print(results_table(read_evaluation(evaluation)[1]))

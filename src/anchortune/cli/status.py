@@ -1,0 +1,44 @@
+"""``anchortune status``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def status(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The output folder of a job.")],
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show it anew every two seconds until the job ends.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """Tell where a job is: its step, how far, how long it takes yet, whether it still lives."""
+    import json
+    import time
+
+    from anchortune.errors import JobError
+    from anchortune.jobs.status import read_status
+
+    if watch and as_json:
+        raise JobError("--watch is for people and --json for programs; give one of them.")
+    report = read_status(run)
+    if as_json:
+        typer.echo(json.dumps(report.to_json(), indent=2, ensure_ascii=False))
+        return
+    if not watch:
+        typer.echo("\n".join(report.lines()))
+        return
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(console=Console(), auto_refresh=False) as live:
+        while True:
+            live.update(Text("\n".join(report.lines())), refresh=True)
+            if report.state != "running":
+                return
+            time.sleep(2)
+            report = read_status(run)
