@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from anchortune.evaluation.plan import Asked
 from anchortune.evaluation.progress import duration
 from anchortune.hardware import batch_rows, free_bytes
 from anchortune.models.load import Numbers, pick_numbers
+from anchortune.models.shallow import shallow_config
 
 _STEPS = 8
 _TOKEN_BYTES = 8  # of text, at the most, and of what stands beside it in the files
@@ -85,8 +85,8 @@ def estimate(
             step = step_seconds(skeleton.config, numbers, rows, mean)
             known = known and step is not None
             total += math.ceil(len(tokens) / rows) * one.max_new_tokens * (step or 0.0)
-    tokens = sum(len(one.items) * one.max_new_tokens for one in asked) * len(candidates)
-    return Estimate(total if known else None, largest, tokens * _TOKEN_BYTES)
+    longest = sum(len(one.items) * one.max_new_tokens for one in asked) * len(candidates)
+    return Estimate(total if known else None, largest, longest * _TOKEN_BYTES)
 
 
 def step_seconds(config: Any, numbers: Numbers, rows: int, width: int) -> float | None:
@@ -116,14 +116,10 @@ def step_seconds(config: Any, numbers: Numbers, rows: int, width: int) -> float 
 def _time_shallow(config: Any, depth: int, numbers: Numbers, rows: int, width: int) -> float:
     from transformers import AutoModelForCausalLM
 
-    shallow = copy.deepcopy(config)
-    text = shallow.get_text_config()
-    text.num_hidden_layers = depth
-    if getattr(text, "layer_types", None):
-        text.layer_types = text.layer_types[:depth]
+    shallow = shallow_config(config, depth)
     with torch.random.fork_rng(devices=[]), torch.device(numbers.device):
         model = AutoModelForCausalLM.from_config(shallow, dtype=numbers.weights).eval()
-        ids = torch.randint(0, int(text.vocab_size), (rows, width))
+        ids = torch.randint(0, int(shallow.get_text_config().vocab_size), (rows, width))
     best = math.inf
     for _ in range(2):  # the first one warms up
         started = time.perf_counter()

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from anchortune.config import DataSection
 from anchortune.data.conversations import instruction_text
@@ -18,6 +18,9 @@ from anchortune.data.rows import SUFFIXES, read_rows
 from anchortune.errors import EvaluationError
 from anchortune.evaluation.items import Answer, Finish, Item, sha256_text
 from anchortune.files import atomic_path
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 logger = logging.getLogger(__name__)
 
@@ -132,14 +135,16 @@ def _key(row: Mapping[str, Any]) -> Key | None:
     return key if all(isinstance(part, str) for part in key) else None  # type: ignore[return-value]
 
 
-class OutputLog:
-    """Answers appended to a file as they come, each line flushed: an interrupted run loses none.
+class RowLog:
+    """Rows appended to a JSONL file as they come, each line flushed: a cut loses none.
 
-    On opening, a last line that was cut short is removed and what is there already is known by
-    (model, set, id). Use as a context manager.
+    On opening, a last line that was cut short is removed. Use as a context manager.
 
     Args:
-        path: of ``outputs.jsonl``; made where missing.
+        path: of the file; made where missing.
+
+    Attributes:
+        rows: what the file holds, in order.
 
     Raises:
         EvaluationError: a line before the last is broken.
@@ -149,39 +154,25 @@ class OutputLog:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         data = self.path.read_bytes() if self.path.is_file() else b""
-        rows, good = _scan(data, self.path)
+        self.rows, good = _scan(data, self.path)
         if good < len(data):
-            logger.info("%s: the last line was cut short; it is asked again", self.path)
+            logger.info("%s: the last line was cut short; it is made again", self.path)
             with self.path.open("rb+") as stream:
                 stream.truncate(good)
-        self.rows = rows
-        self.done: set[Key] = {key for row in rows if (key := _key(row)) is not None}
         self._stream: TextIO = self.path.open("a", encoding="utf-8", newline="\n")
 
-    def __contains__(self, key: Key) -> bool:
-        return key in self.done
-
-    def append(self, answer: Answer) -> None:
-        """Writes one answer; one whose key is there already is not written again."""
-        key = (answer.model, answer.item.set, answer.item.id)
-        if key in self.done:
-            return
-        row = row_of(answer)
+    def write(self, row: dict[str, Any]) -> None:
+        """Adds a row at the end."""
         text = json.dumps(row, ensure_ascii=False).encode("utf-8", errors="replace").decode("utf-8")
         self._stream.write(text + "\n")
         self._stream.flush()
         self.rows.append(row)
-        self.done.add(key)
-
-    def answers(self, model: str) -> Iterator[Answer]:
-        """What ``model`` has answered so far, in order of writing."""
-        return (answer_of(row) for row in self.rows if row["model"] == model)
 
     def close(self) -> None:
         """Closes the file."""
         self._stream.close()
 
-    def __enter__(self) -> OutputLog:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -191,6 +182,35 @@ class OutputLog:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class OutputLog(RowLog):
+    """Answers appended to ``outputs.jsonl``; what is there already is known by (model, set, id).
+
+    Args:
+        path: of ``outputs.jsonl``; made where missing.
+
+    Raises:
+        EvaluationError: a line before the last is broken.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__(path)
+        self.done: set[Key] = {key for row in self.rows if (key := _key(row)) is not None}
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self.done
+
+    def append(self, answer: Answer) -> None:
+        """Writes one answer; one whose key is there already is not written again."""
+        key = (answer.model, answer.item.set, answer.item.id)
+        if key not in self.done:
+            self.write(row_of(answer))
+            self.done.add(key)
+
+    def answers(self, model: str) -> Iterator[Answer]:
+        """What ``model`` has answered so far, in order of writing."""
+        return (answer_of(row) for row in self.rows if row["model"] == model)
 
 
 def redact(path: str | Path, keep: Keep) -> None:

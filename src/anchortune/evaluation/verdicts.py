@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, TextIO
+from typing import Any
 
-from anchortune.evaluation.outputs import read_outputs
-from anchortune.files import write_text
+from anchortune.evaluation.outputs import RowLog
 
 VERDICTS_FILE = "verdicts.jsonl"
 
 
-class VerdictLog:
-    """Verdicts appended to a file, each line flushed, known by model, set, item and judge.
+class VerdictLog(RowLog):
+    """Verdicts appended to a file, known by model, set, item and judge.
 
     A verdict about another answer than the one at hand (another ``answer_sha256``) is as good as
-    none. On opening, a last line that was cut short is removed. Use as a context manager.
+    none; of two about one answer the later counts.
 
     Args:
         path: of ``verdicts.jsonl``; made where missing.
@@ -28,13 +25,8 @@ class VerdictLog:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        data = self.path.read_bytes() if self.path.is_file() else b""
-        rows = read_outputs(self.path) if data else []
-        if data and (data.count(b"\n") != len(rows) or not data.endswith(b"\n")):
-            write_text(self.path, "".join(_line(row) for row in rows))
-        self._rows = {_key(row, row["judge"]): row for row in rows if "judge" in row}
-        self._stream: TextIO = self.path.open("a", encoding="utf-8", newline="\n")
+        super().__init__(path)
+        self._known = {_key(row, row["judge"]): row for row in self.rows if "judge" in row}
 
     def find(self, answered: Mapping[str, Any], judge: str) -> dict[str, Any] | None:
         """What ``judge`` said of an answer; None where it was not asked yet.
@@ -43,7 +35,7 @@ class VerdictLog:
             answered: its row in ``outputs.jsonl``.
             judge: the name.
         """
-        row = self._rows.get(_key(answered, judge))
+        row = self._known.get(_key(answered, judge))
         same = row is not None and row.get("answer_sha256") == answered["answer_sha256"]
         return row if same else None
 
@@ -70,25 +62,8 @@ class VerdictLog:
             "prompt_sha256": answered["prompt_sha256"],
             "answer_sha256": answered["answer_sha256"],
         }
-        self._stream.write(_line(row))
-        self._stream.flush()
-        self._rows[_key(row, judge)] = row
-
-    def __enter__(self) -> VerdictLog:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stream.close()
-
-
-def _line(row: Mapping[str, Any]) -> str:
-    text = json.dumps(row, ensure_ascii=False)
-    return text.encode("utf-8", errors="replace").decode("utf-8") + "\n"
+        self.write(row)
+        self._known[_key(row, judge)] = row
 
 
 def _key(row: Mapping[str, Any], judge: str) -> tuple[str, str, str, str]:

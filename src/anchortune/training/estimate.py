@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import random
 import time
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ import torch
 
 from anchortune.config import LoraSection
 from anchortune.models.load import Numbers
+from anchortune.models.shallow import shallow_config
 from anchortune.training.lora import add_lora
 
 
@@ -86,16 +86,12 @@ def _time_shallow(
 ) -> float:
     from transformers import AutoModelForCausalLM
 
-    shallow = copy.deepcopy(config)
-    text = shallow.get_text_config()
-    text.num_hidden_layers = depth
-    if getattr(text, "layer_types", None):
-        text.layer_types = text.layer_types[:depth]
+    shallow = shallow_config(config, depth)
     with torch.random.fork_rng(devices=[]), torch.device(numbers.device):
         model = AutoModelForCausalLM.from_config(shallow, dtype=numbers.weights)
         if lora is not None:
             model = add_lora(model, lora, seed=0)
-        ids = torch.randint(0, int(text.vocab_size), shape)
+        ids = torch.randint(0, int(shallow.get_text_config().vocab_size), shape)
     model.train()
     narrow = numbers.compute != torch.float32
     best = float("inf")
