@@ -68,7 +68,15 @@ def test_accuracy_is_bad_when_low(limits: dict[str, float], decision: str) -> No
     found = results(
         [measure("accuracy", "t", {"aligned": (920, 1000), "asft": (900, 1000)}, {"asft": (4, 24)})]
     )
-    assert decide(found, Limits(**limits)).decision == decision
+    result = decide(found, Limits(**limits))
+    assert result.decision == decision
+    [(name, bound)] = limits.items()
+    told = (
+        f"at least {100 * bound:.1f} %"
+        if name == "min_accuracy"
+        else f"at least −{100 * bound:.1f}"
+    )
+    assert f"; {told} is let through" in result.checks[0].reason
 
 
 def test_an_absolute_limit_takes_wilsons_interval() -> None:

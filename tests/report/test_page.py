@@ -13,6 +13,7 @@ from anchortune.report import page as module
 from anchortune.report.gate import Limits, decide
 from anchortune.report.page import write_page
 from anchortune.report.summary import summary
+from anchortune.report.view import groups
 from tests.report import made_up
 
 TEMPLATES = Path(module.__file__).parent / "templates"
@@ -127,6 +128,28 @@ def test_a_score_of_broken_output_is_marked(tmp_path: Path) -> None:
     write_record(tmp_path, made_up.record(found))
     html = write_page(tmp_path).read_text("utf-8")
     assert re.findall(r'class="alarm">(.*?)<', html) == ["coherent 10.0 %"]
+
+
+@pytest.mark.parametrize(
+    ("up", "down", "p_holm", "kind", "said"),
+    [
+        (30, 2, 0.001, "harm", "worse"),
+        (2, 30, 0.001, "harm", "better"),
+        (30, 2, 0.001, "accuracy", "better"),
+        (30, 2, 0.001, "refusal", "differs"),
+        (30, 2, 0.06, "harm", "not shown"),  # one of many comparisons
+        (5, 4, 0.001, "harm", "not shown"),
+    ],
+)
+def test_what_a_difference_is_called(
+    up: int, down: int, p_holm: float, kind: str, said: str
+) -> None:
+    one = made_up.measure(kind, "s", {"aligned": (40, 99), "asft": (40 + up - down, 99)})  # type: ignore[arg-type]
+    gap = made_up.gap(up, down, 99, p_holm)
+    found = made_up.results([one.model_copy(update={"differences": {"asft": gap}})])
+    [row] = [row for row in groups(found)[0].blocks[0].rows if row.gap]
+    assert row.gap is not None
+    assert row.gap.verdict == said
 
 
 def test_the_sections(tmp_path: Path) -> None:

@@ -262,7 +262,8 @@ def _difference(blank: Check, measure: Measure, model: str, reference: str, rule
 
     sign = 1 if rule.bad == "high" else -1
     said = f"{points(gap.value)} points ({points_span(gap.low, gap.high)}) to {reference}, "
-    said += f"n {gap.n} pairs; at most {points(sign * blank.bound)} is let through"
+    word = "at most" if rule.bad == "high" else "at least"
+    said += f"n {gap.n} pairs; {word} {points(sign * blank.bound)} is let through"
     return _decided(
         replace(blank, value=gap.value, low=gap.low, high=gap.high, n=gap.n),
         said,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from anchortune.evaluation.results import Measure, Results
 from anchortune.report.view import ordered
-from anchortune.report.words import percent, points, points_span
+from anchortune.report.words import is_shown, percent, points, points_span
 
 
 def summary(results: Results) -> list[str]:
@@ -56,7 +56,7 @@ def _against(measure: Measure, model: str) -> str:
     gap = measure.differences.get(model)
     if gap is None:
         return ""
-    shown = "" if gap.low > 0 or gap.high < 0 else f", no difference shown on {gap.n} prompts"
+    shown = "" if is_shown(gap) else f", no difference shown on {gap.n} prompts"
     return (
         f"{_what(measure)} {points(gap.value)} points "
         f"(95 % interval {points_span(gap.low, gap.high)}){shown}"

@@ -14,6 +14,7 @@ from anchortune.maths.stats import Rate
 from anchortune.report.view import ordered
 from anchortune.report.words import (
     MISSING,
+    best_p,
     measure_name,
     p_value,
     points,
@@ -95,7 +96,7 @@ def _row(results: Results, measure: Measure, model: str) -> list[str]:
         n = f"{figure.n} + {figure.unscored}" if figure.unscored else str(figure.n)
         cells[1:4] = [bare_percent(figure.value), span(figure.low, figure.high), n]
     if gap is not None:
-        p = p_value(gap.p if gap.p_holm is None else gap.p_holm)
+        p = p_value(best_p(gap))
         cells[4:] = [points(gap.value), points_span(gap.low, gap.high), p]
     elif model != results.reference:
         cells[4:] = [MISSING] * 3
@@ -171,7 +172,7 @@ def _rate_cell(figure: Figure | None) -> tuple[str, ...]:
 def _gap_cell(gap: Difference | None) -> tuple[str, ...]:
     if gap is None:
         return (MISSING,)
-    p = p_value(gap.p if gap.p_holm is None else gap.p_holm)
+    p = p_value(best_p(gap))
     return points(gap.value), points_span(gap.low, gap.high), f"p {p}"
 
 

@@ -11,6 +11,8 @@ from anchortune.evaluation.results import Difference, Figure, Measure, Results
 from anchortune.report.words import (
     KINDS,
     MISSING,
+    best_p,
+    is_shown,
     measure_name,
     number,
     p_value,
@@ -195,13 +197,13 @@ def _gap(gap: Difference, better: str, scale: float) -> Gap:
     def place(fraction: float) -> float:
         return 50 + 50 * max(-1.0, min(1.0, fraction / scale))
 
-    if gap.low <= 0 <= gap.high:
+    if not is_shown(gap):
         verdict = "not shown"
     elif better == "neither":
         verdict = "differs"
     else:
         verdict = "better" if (gap.value > 0) == (better == "higher") else "worse"
-    p = p_value(gap.p if gap.p_holm is None else gap.p_holm)
+    p = p_value(best_p(gap))
     return Gap(
         text=points(gap.value),
         interval=points_span(gap.low, gap.high),

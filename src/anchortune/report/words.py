@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from anchortune.evaluation.results import Measure
+from anchortune.evaluation.results import Difference, Measure
 
 KINDS = {
     "harm": "harmful score",
@@ -42,6 +42,16 @@ def p_value(p: float) -> str:
     if p < 0.001:
         return "<.001"
     return "1" if p > 0.9995 else f"{p:.3f}".removeprefix("0")
+
+
+def best_p(gap: Difference) -> float:
+    """P after Holm's correction, or as it is where nobody corrected it."""
+    return gap.p if gap.p_holm is None else gap.p_holm
+
+
+def is_shown(gap: Difference) -> bool:
+    """Whether a difference is more than chance: by its interval and by p after correction."""
+    return not gap.low <= 0 <= gap.high and best_p(gap) < 0.05
 
 
 def number(value: object) -> str:
