@@ -207,6 +207,14 @@ def test_labels_may_be_numbers_words_or_keys_of_yaml(tmp_path: Path) -> None:
     assert [item.target for item in task.items] == ["1"] * 4
 
 
+def test_a_row_without_a_target_takes_no_other_column_for_one(tmp_path: Path) -> None:
+    rows = [{"question": f"{i}?", "answer": str(i), "output": "7"} for i in range(30)]
+    rows[3] = {"question": "3?", "answer": None, "output": "7"}
+    task = load(path=write(tmp_path / "rows.json", rows), match="number")
+    assert len(task.items) == 29
+    assert task.identity()["dropped"] == {"no right answer": 1}
+
+
 def test_parts_divide_a_set_by_the_hash_of_the_text(tmp_path: Path) -> None:
     rows = [{"sentence": f"film number {i}", "label": i % 2} for i in range(200)]
     path = write(tmp_path / "rows.json", rows)
@@ -297,6 +305,13 @@ def test_a_mistake_against_the_rows_is_an_error_in_words(tmp_path: Path) -> None
     ]:
         with pytest.raises(EvaluationError, match=message):
             load(name="sst2", path=path, **section)
+    bare = write(tmp_path / "bare.json", [{"city": "Rome", "land": "Italy"}])
+    with pytest.raises(
+        EvaluationError, match=r"none of its columns \(city, land\) is known as a pro"
+    ):
+        load(path=bare, match="exact", target="land")
+    with pytest.raises(EvaluationError, match="known as a target; say which with target"):
+        load(path=bare, match="exact", prompt="{city}?")
     hidden = [row | {"label": -1} for row in SST2]
     with pytest.raises(DataError, match="this split hides its labels"):
         load(name="sst2", path=write(tmp_path / "test.json", hidden))

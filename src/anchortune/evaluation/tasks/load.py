@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -187,15 +187,29 @@ class _Rows:
                     f"{where}: no column '{column}' (named for {key}); it has "
                     f"{', '.join(raw.columns)}."
                 )
+        if section.name is None:
+            self._known_columns(raw.columns)
+        self.text_column = _first(spec.text, raw.columns)
+        self.target_column = section.target or _first(spec.target, raw.columns)
         rows = [row for row in raw.rows if row is not None]
         self.choices: Mapping[str, str] = {}
         if self.match == "choice":
             self.choices = section.choices or spec.choices or self._classes(rows)
         self._matcher = self._make_matcher()
 
+    def _known_columns(self, columns: list[str]) -> None:
+        """Refuses a file of one's own in which no prompt or no target is to be found."""
+        for key, names in (("prompt", _PROMPTS), ("target", _TARGETS)):
+            if getattr(self.section, key) is None and not set(names) & set(columns):
+                raise EvaluationError(
+                    f"{self.where}: none of its columns ({', '.join(columns)}) is known as a "
+                    f"{key}; say which with {key}."
+                )
+
     def _classes(self, rows: list[dict[str, Any]]) -> dict[str, str]:
         """The classes of a file that names none: the values of its target column."""
-        values = {_key(value) for row in rows if (value := self._target(row)) is not None}
+        found = (row.get(self.target_column or "") for row in rows)
+        values = {_key(value) for value in found if value is not None}
         if len(values) > _MOST_CLASSES:
             raise EvaluationError(
                 f"{self.where}: its target column has {len(values)} values; name the classes in "
@@ -230,7 +244,7 @@ class _Rows:
             prompt=self._prompt(row, text),
             goal=text,
             system=self.section.system,
-            target=self._checked(self._target(row)),
+            target=self._checked(row.get(self.target_column or "")),
             category=None if value is None else str(value),
         )
 
@@ -242,9 +256,9 @@ class _Rows:
             if not any(map(str.strip, own)):
                 raise BadRow(f"nothing in the columns {', '.join(named)}")
             return "\n".join(own)
-        column = next((name for name in self.spec.text if row.get(name) is not None), None)
-        if column is None:
-            raise BadRow(f"none of the columns {', '.join(self.spec.text)}")
+        column = self.text_column or ""
+        if row.get(column) is None:
+            raise BadRow(f"no {column}")
         text = str(row[column])
         extra = row.get("input")
         if column == "instruction" and isinstance(extra, str):
@@ -270,11 +284,6 @@ class _Rows:
 
         return _FIELD.sub(put, self.template)
 
-    def _target(self, row: dict[str, Any]) -> Any:
-        if self.section.target is not None:
-            return row.get(self.section.target)
-        return next((row[name] for name in self.spec.target if row.get(name) is not None), None)
-
     def _checked(self, value: Any) -> Any:
         """The target in the form its matcher compares with."""
         if not self.spec.target:
@@ -297,6 +306,11 @@ class _Rows:
                 raise BadRow("a target without a number")
             return show(found)
         return str(value)
+
+
+def _first(names: Sequence[str], columns: Sequence[str]) -> str | None:
+    """The first of ``names`` that is a column, else the first: made while rows are prepared."""
+    return next((name for name in names if name in columns), names[0] if names else None)
 
 
 def _key(value: Any) -> str:
