@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from anchortune import run_folder
+from anchortune.config_io import validate
 from anchortune.errors import EvaluationError
 from anchortune.evaluation.candidates import (
     Candidate,
@@ -17,14 +17,9 @@ from anchortune.evaluation.candidates import (
     look_at,
     measure_prompts,
 )
-from anchortune.evaluation.config import (
-    CandidateSection,
-    EvalConfig,
-    EvalMachine,
-    JudgeSection,
-    PromptSetSection,
-)
+from anchortune.evaluation.config import EvalConfig, JudgeSection
 from anchortune.evaluation.engine import make_engine
+from anchortune.evaluation.folder import EvalFolder, identity
 from anchortune.evaluation.items import Answer, Item
 from anchortune.evaluation.judges.base import Judge
 from anchortune.evaluation.judges.registry import kinship, make_judge
@@ -33,7 +28,7 @@ from anchortune.evaluation.prompt_sets import load_prompts
 from anchortune.evaluation.tasks.base import LoadedTask, TaskKind
 from anchortune.evaluation.tasks.load import load_task
 from anchortune.files import sha256_file
-from anchortune.run_folder import RunFolder, State
+from anchortune.run_folder import State
 
 if TYPE_CHECKING:
     from anchortune.evaluation.estimate import Estimate
@@ -42,19 +37,6 @@ if TYPE_CHECKING:
 REFUSAL: Literal["refusal"] = "refusal"
 #: Names under which other things than judges stand in ``verdicts.jsonl``.
 COHERENCE, MATCH = "coherence", "match"
-#: Keys that decide how fast something is done, and nothing else.
-_PACE = {"batch_size", "concurrency", "timeout_s", "retries", "api_key_env"}
-
-
-class OtherEvaluation(run_folder.OtherRun, EvaluationError):
-    """The folder holds another evaluation."""
-
-
-class EvalFolder(RunFolder):
-    """The folder of one evaluation."""
-
-    error = EvaluationError
-    other_run = OtherEvaluation
 
 
 @dataclass(frozen=True)
@@ -150,7 +132,7 @@ class EvalPlan:
     def inputs(self) -> dict[str, Any]:
         """What the evaluation is made from, with hashes."""
         return {
-            "models": {name: found.identity for name, found in self.candidates.items()},
+            "models": _models(self),
             "sets": {asked.name: asked.identity for asked in self.asked},
             "judges": self.judge_facts,
         }
@@ -221,8 +203,7 @@ def plan_outputs(
     path: str | Path,
     judges: Sequence[JudgeSection],
     output: str,
-    *,
-    machine: EvalMachine | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> EvalPlan:
     """The plan to judge a file of answers, its own prompts being the sets.
 
@@ -233,35 +214,31 @@ def plan_outputs(
         path: of the file; see ``anchortune.evaluation.outputs.read_answers``.
         judges: who judges.
         output: the folder.
-        machine: where judges compute.
+        settings: other keys of the config: ``keep``, ``machine``, ``seed``, ``bootstrap``.
 
     Raises:
-        AnchortuneError: the file or a judge cannot be used.
+        AnchortuneError: the file, a judge or a setting cannot be used.
     """
     given = read_answers(path)
     sets = list(dict.fromkeys(answer.item.set for answer in given))
-    models = dict.fromkeys(answer.model for answer in given)
-    config = EvalConfig(
-        models={name: CandidateSection(outputs=str(path)) for name in models},
-        harm=[PromptSetSection(path=str(path), label=name) for name in sets],
-        judges=list(judges),
-        part="all",
-        machine=machine or EvalMachine(),
-        output=output,
-    )
+    tree = {
+        "models": {answer.model: {"outputs": str(path)} for answer in given},
+        "harm": [{"path": str(path), "label": name} for name in sets],
+        "judges": [section.model_dump() for section in judges],
+        "part": "all",
+        "output": output,
+    }
+    useless = [key for key in settings or {} if key in tree or key in {"tasks", "generation"}]
+    if useless:
+        raise EvaluationError(f"{useless[0]} cannot be set for a file of answers; leave it out.")
+    config = validate(tree | dict(settings or {}), EvalConfig, str(path))
     source = {"path": str(path), "sha256": sha256_file(Path(path).expanduser())}
     asked = []
     for name in sets:
         items = {answer.item.id: answer.item for answer in given if answer.item.set == name}
-        asked.append(
-            Asked(
-                name,
-                "harm",
-                list(items.values()),
-                config.generation.max_new_tokens,
-                source | {"name": name, "n": len(items)},
-            )
-        )
+        facts = source | {"name": name, "n": len(items)}
+        longest = config.generation.max_new_tokens
+        asked.append(Asked(name, "harm", list(items.values()), longest, facts))
     return _plan(config, asked, timed=False)
 
 
@@ -287,19 +264,27 @@ def _plan(config: EvalConfig, asked: list[Asked] | None, timed: bool) -> EvalPla
         config, candidates, asked, judges, [_facts(judge) for judge in judges], given,
         EvalFolder(config.output, {}), State.NEW, {}, notes=notes,
     )  # fmt: skip
-    plan.folder = EvalFolder(config.output, _identity(plan))
+    sets = {one.name: one.identity for one in asked}
+    plan.folder = EvalFolder(config.output, identity(config, _models(plan), sets, plan.judge_facts))
     plan.state = plan.folder.state()
     plan.kin = [line for judge in judges for line in kinship(judge, _tested(candidates))]
     if plan.state is not State.COMPLETE:
         for candidate in candidates.values():
             if candidate.section.server is not None:  # is it there, and does it know the model?
                 make_engine(candidate.section, config.generation, config.machine)
+        for one in asked:
+            if one.task is not None:
+                one.task.check(_tested(candidates))
     if timed:
         from anchortune.evaluation.estimate import estimate
 
         plan.estimate = estimate(candidates, asked, lengths, config.machine)
     plan.timings["plan_s"] = time.perf_counter() - started
     return plan
+
+
+def _models(plan: EvalPlan) -> dict[str, dict[str, Any]]:
+    return {name: found.identity for name, found in plan.candidates.items()}
 
 
 def _asked(config: EvalConfig) -> list[Asked]:
@@ -356,32 +341,3 @@ def _unique(names: Sequence[str], what: str, mend: str) -> None:
     twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
     if twice:
         raise EvaluationError(f"two {what} are called '{twice[0]}'; {mend}.")
-
-
-def _identity(plan: EvalPlan) -> dict[str, Any]:
-    """What decides the result: the config without its pace, and the hashes of everything."""
-    return {
-        **_without_pace(plan.config.science()),
-        "sha256": {
-            "models": {name: _hashes(found.identity) for name, found in plan.candidates.items()},
-            "sets": {
-                asked.name: asked.identity.get("items_sha256", asked.identity.get("sha256"))
-                for asked in plan.asked
-            },
-        },
-        "judged_by": _without_pace(plan.judge_facts),
-    }
-
-
-def _hashes(identity: dict[str, Any]) -> dict[str, Any]:
-    """What of a candidate's identity decides its answers, wherever its files lie."""
-    kept = {"sha256", "config_sha256", "server", "model", "system"}
-    found = {key: value for key, value in identity.items() if key in kept}
-    adapters = identity.get("adapters") or []
-    return found | {"adapters": [(one["sha256"], one["config_sha256"]) for one in adapters]}
-
-
-def _without_pace(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_pace(item) for key, item in value.items() if key not in _PACE}
-    return [_without_pace(item) for item in value] if isinstance(value, list) else value

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from anchortune.errors import EvaluationError
 from anchortune.evaluation.config import TaskSection
 from anchortune.evaluation.engine import OnAnswer
 from anchortune.evaluation.items import Answer, Item
@@ -141,7 +142,7 @@ def test_the_task_is_loaded_with_its_judge(tmp_path: Path) -> None:
     section = {
         "name": "alpaca",
         "path": str(path),
-        "judge": {"url": "http://127.0.0.1:9/v1", "model": "judge"},
+        "judge": {"url": "http://127.0.0.1:9/v1", "model": "judge", "retries": 0},
     }
     path.write_text(json.dumps(rows), encoding="utf-8")
     task = load_task(TaskSection(**section), part="all", selection_frac=0.5, seed=0)
@@ -154,6 +155,11 @@ def test_the_task_is_loaded_with_its_judge(tmp_path: Path) -> None:
     identity = task.identity()["judge"]
     assert (identity["server"], identity["model"]) == ("http://127.0.0.1:9/v1", "judge")
     assert len(identity["prompt_sha256"]) == 64
+    tested = {"url": "http://127.0.0.1:9/v1/", "model": "judge"}
+    with pytest.raises(EvaluationError, match="a model does not judge itself"):
+        task.check([tested])
+    with pytest.raises(EvaluationError, match="cannot be reached"):
+        task.check([tested | {"model": "other"}])
     same = task.read(Answer("m", task.items[0], "Hi!"))
     assert (same.outcome, task.counts(same)) == ("tie", 0.5)
     path.write_text(json.dumps([{"instruction": "Say hi"}]), encoding="utf-8")

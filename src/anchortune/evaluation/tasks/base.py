@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from anchortune.evaluation.items import Answer, Item
 
@@ -30,9 +30,23 @@ class Reading:
 
 
 Matcher = Callable[[str, Any], Reading]
-PairReader = Callable[
-    [Sequence[Answer], Mapping[str, str], "Callable[[int], None] | None"], list[Reading]
-]
+
+
+class Pairs(Protocol):
+    """Reads answers beside other answers to the same items."""
+
+    def __call__(
+        self,
+        answers: Sequence[Answer],
+        references: Mapping[str, str],
+        on_done: Callable[[int], None] | None,
+    ) -> list[Reading]:
+        """One reading for each answer, in order."""
+        ...
+
+    def check(self, candidates: Sequence[Mapping[str, Any]]) -> None:
+        """Refuses a judge that is one of the candidates or cannot be reached."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -57,7 +71,7 @@ class LoadedTask:
     max_new_tokens: int
     source: dict[str, Any]
     matcher: Matcher | None = None
-    pairs: PairReader | None = None
+    pairs: Pairs | None = None
     needs_reference: bool = False
 
     @property
@@ -68,6 +82,18 @@ class LoadedTask:
     def identity(self) -> dict[str, Any]:
         """Everything that decides what is asked and how it is read; goes into the record."""
         return dict(self.source)
+
+    def check(self, candidates: Sequence[Mapping[str, Any]]) -> None:
+        """Checks before any long work what reads the answers.
+
+        Args:
+            candidates: identities of the models under test, as ``make_judge`` takes them.
+
+        Raises:
+            EvaluationError: a win rate's judge is one of them, or its server does not answer.
+        """
+        if self.pairs is not None:
+            self.pairs.check(candidates)
 
     def read(self, answer: Answer) -> Reading:
         """One answer held against its item's target."""

@@ -13,7 +13,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from anchortune.errors import EvaluationError
-from anchortune.evaluation.config import GenerationSection, TaskSection
+from anchortune.evaluation.config import (
+    GenerationSection,
+    JudgeSection,
+    ServerSection,
+    TaskSection,
+)
 from anchortune.evaluation.items import Answer, Item, sha256_text
 from anchortune.evaluation.tasks.base import Reading
 
@@ -101,14 +106,30 @@ class PairReader:
     Attributes:
         engine: the judging model.
         seed: of the delimiters.
+        server: where that model is, to be checked.
     """
 
     engine: Engine
     seed: int
+    server: ServerSection | None = None
 
     def identity(self) -> dict[str, Any]:
         """Which model judges, by which prompt."""
         return {**self.engine.identity(), "prompt_sha256": sha256_text(SYSTEM + _TEMPLATE)}
+
+    def check(self, candidates: Sequence[Mapping[str, Any]]) -> None:
+        """Refuses a judge that is one of the candidates, and asks its server for one token.
+
+        Raises:
+            EvaluationError: it is one of them, or cannot be reached.
+        """
+        from anchortune.evaluation.judges.registry import check_judge
+        from anchortune.evaluation.server import ServerEngine
+
+        if self.server is not None:
+            check_judge(JudgeSection(name="rubric", server=self.server), candidates)
+        if isinstance(self.engine, ServerEngine):
+            self.engine.probe()
 
     def __call__(
         self,
@@ -172,4 +193,4 @@ def pair_reader(section: TaskSection, seed: int) -> PairReader:
 
     if section.judge is None:
         raise EvaluationError("alpaca: a pairwise judge is needed: judge: {url: …/v1, model: …}.")
-    return PairReader(ServerEngine(section.judge, GenerationSection()), seed)
+    return PairReader(ServerEngine(section.judge, GenerationSection()), seed, section.judge)
