@@ -12,8 +12,9 @@ import pytest
 from anchortune.errors import CheckpointError, EvaluationError
 from anchortune.evaluation import ask, judging, plan
 from anchortune.evaluation.evaluate import evaluate, run_eval
+from anchortune.evaluation.folder import OtherEvaluation
 from anchortune.evaluation.items import Answer, Item, sha256_text
-from anchortune.evaluation.plan import OtherEvaluation, plan_eval
+from anchortune.evaluation.plan import plan_eval
 from anchortune.evaluation.results import Results
 from anchortune.evaluation.tasks.base import LoadedTask, Reading
 from anchortune.run_folder import OtherRun
@@ -329,12 +330,15 @@ def test_a_win_rate_is_read_beside_the_reference(
         told = {"0": "right", "1": "tie", "2": "unparsed"}
         return [Reading(told[answer.item.prompt[-1]]) for answer in answers]  # type: ignore[arg-type]
 
+    checked: list[Any] = []
+    pairs.check = checked.append  # type: ignore[attr-defined]
     items = [Item("stories", f"tell story {i}") for i in range(3)]
     source = {"items_sha256": "x", "judge": {"name": "gpt"}}
     task = LoadedTask("stories", "win_rate", items, 4, source, pairs=pairs, needs_reference=True)
     monkeypatch.setattr(plan, "load_task", lambda *_, **__: task)
     chosen = config(tmp_path, pair, harm=[], judges=[], tasks=["alpaca"])
     planned = plan_eval(chosen)
+    assert [len(tested) for tested in checked] == [2]  # the judge is neither of the two models
     run_eval(planned)
     measure = results(tmp_path / "out").measure("win_rate:stories")
     assert measure is not None

@@ -115,7 +115,9 @@ class PairReader:
 
     def identity(self) -> dict[str, Any]:
         """Which model judges, by which prompt."""
-        return {**self.engine.identity(), "prompt_sha256": sha256_text(SYSTEM + _TEMPLATE)}
+        facts = self.engine.identity()
+        prompt = sha256_text(SYSTEM + _TEMPLATE)
+        return {"name": facts.get("model", self.engine.name), **facts, "prompt_sha256": prompt}
 
     def check(self, candidates: Sequence[Mapping[str, Any]]) -> None:
         """Refuses a judge that is one of the candidates, and asks its server for one token.
