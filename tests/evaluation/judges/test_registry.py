@@ -54,7 +54,7 @@ def test_an_option_that_would_do_nothing_is_refused(keys: dict[str, Any], said: 
     "candidate",
     [
         {"server": "http://127.0.0.1:8000/v1/", "model": "judge"},
-        {"server": "http://127.0.0.1:8000", "model": "judge"},
+        {"url": "http://127.0.0.1:8000", "model": "judge"},
     ],
 )
 def test_a_served_model_does_not_judge_itself(candidate: dict[str, Any]) -> None:

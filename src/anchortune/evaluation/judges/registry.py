@@ -45,7 +45,7 @@ def make_judge(
         machine: where it computes.
         candidates: what the models under test are: ``path``, ``revision``, ``sha256`` and
             ``adapters`` (or ``adapter``) of one that runs here, at the top or under ``model``;
-            ``server`` (its address) and ``model`` of one behind a server.
+            ``server`` or ``url`` (its address) and ``model`` of one behind a server.
 
     Raises:
         ConfigError: the section gives what the judge does not take, or lacks what it needs.
@@ -162,7 +162,7 @@ def _model(identity: Mapping[str, Any]) -> _Model:
     facts: dict[str, Any] = dict(identity)
     if isinstance(facts.get("model"), Mapping):
         facts |= facts.pop("model")
-    url, name = facts.get("server"), facts.get("model")
+    url, name = facts.get("url") or facts.get("server"), facts.get("model")
     return _Model(
         facts.get("path"),
         facts.get("revision"),

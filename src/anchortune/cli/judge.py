@@ -1,0 +1,243 @@
+"""``anchortune judge``: judge old answers again, and measure a judge against labelled ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from anchortune.cli.train import AsJson
+
+if TYPE_CHECKING:
+    from anchortune.evaluation.config import EvalMachine
+    from anchortune.evaluation.judges.calibrate import Calibration
+    from anchortune.evaluation.judges.rejudge import Judged
+    from anchortune.evaluation.results import Agreement
+
+app = typer.Typer(
+    help="Judge old answers again; measure a judge against labelled answers.",
+    no_args_is_help=True,
+)
+
+Device = Annotated[str, typer.Option(help="Where it computes: auto, cpu, cuda or mps.")]
+_NAMED = "A judge's name, or its section in YAML: '{name: file, file: verdicts.jsonl}'."
+
+
+@app.command()
+def run(
+    outputs: Annotated[
+        Path,
+        typer.Argument(help="An evaluation's folder, its outputs.jsonl, or a file of answers."),
+    ],
+    judge: Annotated[list[str], typer.Option(help=f"{_NAMED} Again for another.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            help="Write the verdicts here, as JSONL; what is there already is not asked again.",
+        ),
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="SET", help="Judge this prompt set; again for more.")
+    ] = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Judge answers that are there already, without generating anew."""
+    from anchortune.cli.eval import read_judge
+    from anchortune.cli.stage import log_to_stderr
+    from anchortune.errors import EvaluationError
+    from anchortune.files import why_not_writable
+
+    sections = [read_judge(text) for text in judge]
+    machine = _machine(device)
+    if output is not None and (reason := why_not_writable(output)) is not None:
+        raise EvaluationError(f"-o {output} cannot be written: {reason}.")
+    log_to_stderr()
+    from anchortune.evaluation.judges.registry import make_judge
+    from anchortune.evaluation.judges.rejudge import check_hashed, read_old, rejudge
+
+    old = read_old(outputs, only or ())
+    judges = [make_judge(section, machine, old.models) for section in sections]
+    check_hashed(old, judges)
+    found, both = rejudge(old, judges, output)
+    if as_json:
+        import dataclasses
+        import json
+
+        facts = {
+            "outputs": str(old.path),
+            "judges": [one.identity() for one in judges],
+            "rates": [
+                dataclasses.asdict(line)
+                | {"figure": line.figure.model_dump() if line.figure is not None else None}
+                for line in found
+            ],
+            "agreements": [one.model_dump(mode="json") for one in both],
+            "task_answers_left_out": old.tasks,
+        }
+        typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+        return
+    _print_judged(found, both)
+    if old.tasks:
+        typer.echo(f"{old.tasks} answers to tasks are left out: they have no harm to judge.")
+    if output is not None:
+        typer.echo(str(output))
+
+
+@app.command()
+def calibrate(
+    judge: Annotated[str, typer.Option(help=_NAMED)],
+    data: Annotated[
+        list[str],
+        typer.Option(help="A file of labelled answers, or a Hub dataset's id; again for more."),
+    ],
+    label_column: Annotated[
+        str | None,
+        typer.Option(help="The labels: harmful or safe, 0 or 1, yes or no; unset finds it."),
+    ] = None,
+    prompt_column: Annotated[str | None, typer.Option(help="The requests; unset finds it.")] = None,
+    answer_column: Annotated[str | None, typer.Option(help="The answers; unset finds it.")] = None,
+    source_column: Annotated[
+        str | None, typer.Option(help="Figures are given by it; unset: source, or the file.")
+    ] = None,
+    false_positives: Annotated[
+        float, typer.Option(min=0.0, max=0.99, help="The rate at which recall is given.")
+    ] = 0.05,
+    max_rows: Annotated[
+        int | None, typer.Option(min=1, help="A seeded sample of this many rows of each file.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the sample and of the bootstrap.")] = 0,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Measure a judge against labelled answers: AUC, recall, agreement, by source."""
+    from anchortune.cli.eval import read_judge
+    from anchortune.cli.stage import log_to_stderr
+
+    section = read_judge(judge)
+    machine = _machine(device)
+    log_to_stderr()
+    from anchortune.evaluation.judges.calibrate import Columns, read_labelled
+    from anchortune.evaluation.judges.calibrate import calibrate as measure
+    from anchortune.evaluation.judges.registry import make_judge
+    from anchortune.evaluation.progress import progress
+
+    columns = Columns(prompt_column, answer_column, label_column, source_column)
+    labelled = read_labelled(data, columns, max_rows, seed)
+    made = make_judge(section, machine)
+    with progress(f"{made.name} judges", len(labelled.rows)) as tell:
+        found = measure(made, labelled.rows, false_positives, seed=seed, on_done=tell)
+    if as_json:
+        import json
+        import math
+
+        facts = {
+            "judge": made.identity(),
+            "data": labelled.files,
+            "unlabelled": labelled.unlabelled,
+            "false_positive_rate": false_positives,
+            "seed": seed,
+            "sources": [one.facts() for one in found],
+        }
+        for one in facts["sources"]:  # type: ignore[attr-defined]
+            if one["recall"] is not None and math.isinf(one["recall"]["threshold"]):
+                one["recall"]["threshold"] = None
+        typer.echo(json.dumps(facts, indent=2, ensure_ascii=False, allow_nan=False))
+        return
+    _print_calibration(made.name, found, false_positives)
+    if labelled.unlabelled:
+        typer.echo(f"{labelled.unlabelled} rows have no label and are left out.")
+
+
+def _machine(device: str) -> EvalMachine:
+    from anchortune.config_io import validate
+    from anchortune.evaluation.config import EvalMachine
+
+    return validate({"device": device}, EvalMachine, "--device")
+
+
+def _print_judged(found: list[Judged], both: list[Agreement]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from anchortune.maths.stats import Rate
+    from anchortune.report.table import percent
+
+    table = Table()
+    for heading in ("model", "set", "judge", "rate"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("95 %", "n", "unscored"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for line in found:
+        figure, left = line.figure, line.answers
+        cells = ["–", "0", str(left)]
+        if figure is not None:
+            rate = Rate(figure.value, figure.n, figure.low, figure.high)
+            cells = [percent(rate), str(figure.n), str(figure.unscored)]
+        names = (line.model, line.set, line.judge, line.measure)
+        table.add_row(*map(escape, names), *cells)
+    console = Console()
+    console.print(table)
+    for line in found:
+        for reason, count in line.reasons.items():
+            said = f"{line.judge}, {line.model}, {line.set}: {count} unscored, {reason}"
+            console.print(escape(said), highlight=False)
+    for one in both:
+        kappa = "no spread" if one.kappa is None else f"κ {one.kappa:.2f}"
+        said = f"{one.judges[0]} and {one.judges[1]} on {one.set}: {one.agree:.1%} of {one.n} agree"
+        console.print(escape(f"{said}, {kappa}"), highlight=False)
+
+
+def _print_calibration(judge: str, found: list[Calibration], false_positives: float) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from anchortune.report.table import percent
+
+    table = Table(title=f"{escape(judge)} against labels", title_justify="left")
+    table.add_column("source", overflow="fold")
+    for heading in (
+        "harmful",
+        "safe",
+        "unscored",
+        "AUC",
+        f"recall at {false_positives:.0%} false positives",
+        "harmful found",
+        "safe flagged",
+        "agree",
+        "κ",
+    ):
+        table.add_column(heading, justify="right")
+    for one in found:
+        area, recall, agreement = one.area, one.recall, one.agreement
+        kappa = "–" if agreement is None or agreement.kappa is None else f"{agreement.kappa:.2f}"
+        table.add_row(
+            escape(one.source),
+            str(one.harmful),
+            str(one.safe),
+            str(one.unscored),
+            "–" if area is None else f"{area.value:.3f} ({area.low:.3f}–{area.high:.3f})",
+            "–" if recall is None else f"{recall.value:.3f} ({recall.low:.3f}–{recall.high:.3f})",
+            "–" if one.found is None else percent(one.found),
+            "–" if one.alarms is None else percent(one.alarms),
+            "–" if agreement is None else f"{agreement.agree:.1%}",
+            kappa,
+        )
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=max(console.width, 160))
+    console.print(table)
+    for one in found:
+        for reason, count in one.reasons.items():
+            said = f"{one.source}: {count} unscored, {reason}"
+            console.print(escape(said), highlight=False)
+    console.print(
+        "AUC and recall are over every answer with a score, the rest over those the judge scored; "
+        "95 % intervals in brackets.",
+        highlight=False,
+    )
