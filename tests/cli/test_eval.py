@@ -99,6 +99,17 @@ def test_answers_made_elsewhere_are_scored(answers: Path) -> None:
     ).stdout  # fmt: skip
 
 
+def test_a_file_of_answers_takes_the_settings_that_mean_something(answers: Path) -> None:
+    scored = ("--outputs", str(answers), "--judge", "refusal", "-o", str(answers.parent / "s"))
+    result = call(*scored, "--set", "machine.device=cpu", "--set", "keep=purge", "--json")
+    config = json.loads(result.stdout)["config"]
+    assert (config["machine"]["device"], config["keep"]) == ("cpu", "purge")
+    assert not (answers.parent / "s" / "outputs.jsonl").exists()
+    for setting, said in (("part=report", "part cannot be set"), ("kep=hash", "did you mean")):
+        with pytest.raises(AnchortuneError, match=said):
+            call(*scored, "--set", setting)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -108,7 +119,6 @@ def test_answers_made_elsewhere_are_scored(answers: Path) -> None:
         (("e.yaml", "-o", "out"), "--output goes with --outputs"),
         (("--outputs", "a.jsonl", "-o", "out"), "--outputs needs --judge"),
         (("--outputs", "a.jsonl", "--judge", "refusal"), "and --output"),
-        (("--outputs", "a.jsonl", "--judge", "refusal", "-o", "o", "--set", "a=1"), "--set"),
         (("--outputs", "a.jsonl", "--judge", "refusal", "-o", "o"), "no file of answers"),
         (("none.yaml",), "cannot read the config"),
     ],

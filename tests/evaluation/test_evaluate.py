@@ -319,19 +319,29 @@ def test_a_prompt_that_is_too_long_is_told_before_any_work(
     assert engines.loaded == 0
 
 
+class Pairs:
+    """Reads the first story as won, the second as a tie, and the third not at all."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[str]] = []
+        self.tested: Sequence[Mapping[str, Any]] = []
+
+    def __call__(
+        self, answers: Sequence[Answer], references: Mapping[str, str], on_done: Any
+    ) -> list[Reading]:
+        self.calls.append([references[answer.item.id] for answer in answers])
+        told: dict[str, Any] = {"0": "right", "1": "tie", "2": "unparsed"}
+        return [Reading(told[answer.item.prompt[-1]]) for answer in answers]
+
+    def check(self, candidates: Sequence[Mapping[str, Any]]) -> None:
+        self.tested = candidates
+
+
 def test_a_win_rate_is_read_beside_the_reference(
     tmp_path: Path, pair: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(judging, "_CHUNK", 2)
-    calls: list[list[str]] = []
-
-    def pairs(answers: Sequence[Answer], references: Mapping[str, str], _: Any) -> list[Reading]:
-        calls.append([references[answer.item.id] for answer in answers])
-        told = {"0": "right", "1": "tie", "2": "unparsed"}
-        return [Reading(told[answer.item.prompt[-1]]) for answer in answers]  # type: ignore[arg-type]
-
-    checked: list[Any] = []
-    pairs.check = checked.append  # type: ignore[attr-defined]
+    pairs = Pairs()
     items = [Item("stories", f"tell story {i}") for i in range(3)]
     source = {"items_sha256": "x", "judge": {"name": "gpt"}}
     task = LoadedTask("stories", "win_rate", items, 4, source, pairs=pairs, needs_reference=True)
@@ -349,7 +359,7 @@ def test_a_win_rate_is_read_beside_the_reference(
     assert measure.differences == {}
     assert "could not be parsed: tuned 1" in measure.note
     answers = answers_of(tmp_path / "out")
-    assert [text for call in calls for text in call] == [
+    assert [text for call in pairs.calls for text in call] == [
         answers["aligned", "stories", item.id] for item in items
     ]
     assert planned.verdicts == len(read_rows(tmp_path / "out" / "verdicts.jsonl"))

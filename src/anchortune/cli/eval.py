@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -86,13 +86,15 @@ def _plan(
         from anchortune.evaluation.plan import plan_eval
 
         return plan_eval(load_config(config, EvalConfig, overrides), timed=timed)
-    if overrides:
-        raise ConfigError("--set changes a config, and with --outputs there is none.")
     if not judges or output is None:
         raise ConfigError("--outputs needs --judge (a name; again for another) and --output.")
+    from anchortune.config_io import assign
     from anchortune.evaluation.plan import plan_outputs
 
-    return plan_outputs(str(outputs), [read_judge(text) for text in judges], output)
+    settings: dict[str, Any] = {}
+    for item in overrides:
+        assign(settings, item)
+    return plan_outputs(str(outputs), [read_judge(text) for text in judges], output, settings)
 
 
 def read_judge(text: str) -> JudgeSection:

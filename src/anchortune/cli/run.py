@@ -26,6 +26,7 @@ def run(
     """
     import json
 
+    from anchortune.cli.eval import show_results
     from anchortune.cli.stage import log_to_stderr
     from anchortune.config_io import load_config
     from anchortune.jobs.config import JobConfig
@@ -45,17 +46,7 @@ def run(
     if as_json:
         typer.echo(json.dumps(result.to_json(), indent=2))
     else:
-        _show(result.folder / "eval")
+        show_results(result.folder / "eval")
         typer.echo("\n".join(result.lines()))
     if result.exit_code:
         raise typer.Exit(result.exit_code)
-
-
-def _show(evaluation: Path) -> None:
-    """The evaluation's table, on stdout."""
-    from rich.console import Console
-
-    from anchortune.report.load import read_evaluation
-    from anchortune.report.table import results_table
-
-    Console().print(results_table(read_evaluation(evaluation)[1]))
