@@ -53,12 +53,15 @@ class Source:
             DataError: it cannot be read.
             EvaluationError: a key of Hub datasets is given for a file.
         """
-        if Path(self.path).expanduser().is_file():
-            for key in ("split", "subset", "revision"):
-                if getattr(self, key) is not None:
-                    raise EvaluationError(
-                        f"{self.path} is a file: {key} is for Hub datasets; leave it out."
-                    )
+        given = [key for key in ("split", "subset", "revision") if getattr(self, key) is not None]
+        if self.path.startswith("hf://"):
+            given = [key for key in given if key != "revision"]
+        elif not Path(self.path).expanduser().is_file():
+            given = []
+        if given:
+            raise EvaluationError(
+                f"{self.path} is a file: {given[0]} is for Hub datasets; leave it out."
+            )
         return read_rows(
             DataSection(
                 path=self.path,

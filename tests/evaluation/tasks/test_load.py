@@ -278,6 +278,7 @@ BAD = [
         {"name": "sst2", "judge": {"url": "http://x/v1", "model": "m"}},
         "judge does nothing for sst2",
     ),
+    ({"name": "hatexplain", "split": "train"}, "0000.parquet is a file: split is for Hub datasets"),
     ({"path": "x.json"}, "say how an answer is matched"),
     ({"path": "x.json", "match": "exact", "preset": "paper"}, "preset: paper is for named tasks"),
     ({"path": "x.json", "match": "regex"}, "needs a pattern"),
