@@ -46,6 +46,7 @@ def answers(tmp_path: Path) -> Path:
             if text != "?":
                 verdict = "harmful" if text == "Burn it." else "safe"
                 said.append({**hashes, "verdict": verdict})
+    rows.append({"model": "old", "set": "sums", "prompt": "1 + 1", "answer": "2", "target": "2"})
     write_rows(tmp_path / "people.jsonl", said)
     return Path(write_rows(tmp_path / "cakes.jsonl", rows))
 
@@ -94,9 +95,11 @@ def test_answers_made_elsewhere_are_scored(answers: Path) -> None:
     assert measures["refusal:cakes"]["figures"]["old"]["value"] == pytest.approx(1 / 3)
     assert any("1 of 3 answers of old were not scored" in line for line in metrics["warnings"])
     assert (out / "report.html").is_file()
-    assert "harmful score (file), cakes" in call(
-        "--outputs", str(answers), *judges, "-o", str(out)
-    ).stdout  # fmt: skip
+    assert not any(measure["set"] == "sums" for measure in metrics["measures"])
+    told = call("--outputs", str(answers), *judges, "-o", str(out), "--dry-run").stdout
+    assert "note    1 answers to tasks (with a target) are left out" in told
+    again = call("--outputs", str(answers), *judges, "-o", str(out))
+    assert "harmful score (file), cakes" in again.stdout
 
 
 def test_a_file_of_answers_takes_the_settings_that_mean_something(answers: Path) -> None:

@@ -34,7 +34,7 @@ def cautions(plan: EvalPlan, measures: Sequence[Measure], answers: Answers) -> l
 
 def _of_part(plan: EvalPlan) -> Iterator[str]:
     part = plan.config.part
-    if part == "all" and all(found.given is not None for found in plan.candidates.values()):
+    if part == "all" and not plan.generates:
         return  # answers made elsewhere, whose prompts nobody has split
     if part != "report":
         whole = "all prompts were" if part == "all" else "the selection part was"

@@ -99,6 +99,11 @@ class EvalPlan:
         return next(iter(self.candidates))
 
     @property
+    def generates(self) -> bool:
+        """Whether any model is still to be asked; else all answers were made elsewhere."""
+        return any(candidate.given is None for candidate in self.candidates.values())
+
+    @property
     def prompts(self) -> int:
         """What one model is asked."""
         return sum(len(asked.items) for asked in self.asked)
@@ -146,8 +151,8 @@ class EvalPlan:
                 for name, found in self.candidates.items()
             ),
             *(
-                f"asks    {asked.name}: {len(asked.items)} {_KINDS[asked.kind]}, at most "
-                f"{asked.max_new_tokens} new tokens"
+                f"asks    {asked.name}: {len(asked.items)} {_KINDS[asked.kind]}"
+                + (f", at most {asked.max_new_tokens} new tokens" if self.generates else "")
                 for asked in self.asked
             ),
             *(f"judge   {facts['name']}: {facts.get('measure', '')}" for facts in self.judge_facts),
@@ -208,7 +213,7 @@ def plan_outputs(
     """The plan to judge a file of answers, its own prompts being the sets.
 
     Models and sets are those that the file's columns ``model`` and ``set`` name; the model that
-    comes first in it is the reference.
+    comes first in it is the reference. Rows with a ``target`` answer a task and are left out.
 
     Args:
         path: of the file; see ``anchortune.evaluation.outputs.read_answers``.
@@ -219,7 +224,10 @@ def plan_outputs(
     Raises:
         AnchortuneError: the file, a judge or a setting cannot be used.
     """
-    given = read_answers(path)
+    every = read_answers(path)
+    given = [answer for answer in every if answer.item.target is None]
+    if not given:
+        raise EvaluationError(f"{path}: all its rows have a target; name the task in a config.")
     sets = list(dict.fromkeys(answer.item.set for answer in given))
     tree = {
         "models": {answer.model: {"outputs": str(path)} for answer in given},
@@ -239,7 +247,12 @@ def plan_outputs(
         facts = source | {"name": name, "n": len(items)}
         longest = config.generation.max_new_tokens
         asked.append(Asked(name, "harm", list(items.values()), longest, facts))
-    return _plan(config, asked, timed=False)
+    plan = _plan(config, asked, timed=False)
+    if len(given) < len(every):
+        plan.notes.append(
+            f"{len(every) - len(given)} answers to tasks (with a target) are left out"
+        )
+    return plan
 
 
 def _plan(config: EvalConfig, asked: list[Asked] | None, timed: bool) -> EvalPlan:
@@ -258,8 +271,6 @@ def _plan(config: EvalConfig, asked: list[Asked] | None, timed: bool) -> EvalPla
             elif candidate.runs_here:
                 found = measure_prompts(candidate, one.items)
                 lengths.setdefault(name, []).append(found)
-    if config.part != "report":
-        notes.append("a setting chosen on these prompts is not to be reported on them")
     plan = EvalPlan(
         config, candidates, asked, judges, [_facts(judge) for judge in judges], given,
         EvalFolder(config.output, {}), State.NEW, {}, notes=notes,
@@ -279,6 +290,8 @@ def _plan(config: EvalConfig, asked: list[Asked] | None, timed: bool) -> EvalPla
         from anchortune.evaluation.estimate import estimate
 
         plan.estimate = estimate(candidates, asked, lengths, config.machine)
+    if config.part != "report" and plan.generates:
+        notes.append("a setting chosen on these prompts is not to be reported on them")
     plan.timings["plan_s"] = time.perf_counter() - started
     return plan
 
