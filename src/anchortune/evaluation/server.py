@@ -73,7 +73,8 @@ def explain(error: Exception, section: ServerSection) -> EvaluationError:
         reason = error.__cause__ or error
         return EvaluationError(f"{where} cannot be reached ({_line(reason)}); is it running?")
     if isinstance(error, openai.APIStatusError):
-        said = f"HTTP {error.status_code}: {_line(error.message)}"
+        reason = _line(error.message).removeprefix(f"Error code: {error.status_code} - ")
+        said = f"HTTP {error.status_code}: {reason}"
         if error.status_code in (401, 403):
             key = f"${section.api_key_env}" if section.api_key_env else "no key"
             return EvaluationError(f"{where} refuses {key} ({said}); set server.api_key_env.")
@@ -194,11 +195,19 @@ class ServerEngine:
         Raises:
             EvaluationError: a request failed for good; the answers that came stay.
         """
+        import openai
 
         def job(item: Item) -> Callable[[], tuple[str, Finish, int | None, dict[str, Any]]]:
-            return lambda: self._ask(self._client, item, max_new_tokens)
+            def work() -> tuple[str, Finish, int | None, dict[str, Any]]:
+                try:
+                    return self._ask(self._client, item, max_new_tokens)
+                except openai.BadRequestError as error:
+                    told = str(explain(error, self._section)).removesuffix(".")
+                    raise EvaluationError(
+                        f"{told}: prompt {item.id} of set '{item.set}'."
+                    ) from None
 
-        import openai
+            return work
 
         try:
             in_parallel(
