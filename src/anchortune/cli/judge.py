@@ -10,6 +10,8 @@ import typer
 from anchortune.cli.train import AsJson
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from anchortune.evaluation.config import EvalMachine
     from anchortune.evaluation.judges.calibrate import Calibration
     from anchortune.evaluation.judges.rejudge import Judged
@@ -62,6 +64,7 @@ def run(
     old = read_old(outputs, only or ())
     judges = [make_judge(section, machine, old.models) for section in sections]
     check_hashed(old, judges)
+    identities = [one.identity() for one in judges]
     found, both = rejudge(old, judges, output)
     if as_json:
         import dataclasses
@@ -69,7 +72,7 @@ def run(
 
         facts = {
             "outputs": str(old.path),
-            "judges": [one.identity() for one in judges],
+            "judges": identities,
             "rates": [
                 dataclasses.asdict(line)
                 | {"figure": line.figure.model_dump() if line.figure is not None else None}
@@ -159,8 +162,15 @@ def _machine(device: str) -> EvalMachine:
     return validate({"device": device}, EvalMachine, "--device")
 
 
-def _print_judged(found: list[Judged], both: list[Agreement]) -> None:
+def _wide(width: int) -> Console:
+    """Of a terminal's own width; elsewhere at least this wide, so that a table is not folded."""
     from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=max(console.width, width))
+
+
+def _print_judged(found: list[Judged], both: list[Agreement]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
@@ -168,9 +178,9 @@ def _print_judged(found: list[Judged], both: list[Agreement]) -> None:
     from anchortune.report.table import percent
 
     table = Table()
-    for heading in ("model", "set", "judge", "rate"):
+    for heading in ("model", "set", "judge", "measure"):
         table.add_column(heading, overflow="fold")
-    for heading in ("95 %", "n", "unscored"):
+    for heading in ("rate (95 %)", "n", "unscored"):
         table.add_column(heading, justify="right", no_wrap=True)
     for line in found:
         figure, left = line.figure, line.answers
@@ -180,7 +190,7 @@ def _print_judged(found: list[Judged], both: list[Agreement]) -> None:
             cells = [percent(rate), str(figure.n), str(figure.unscored)]
         names = (line.model, line.set, line.judge, line.measure)
         table.add_row(*map(escape, names), *cells)
-    console = Console()
+    console = _wide(120)
     console.print(table)
     for line in found:
         for reason, count in line.reasons.items():
@@ -193,7 +203,6 @@ def _print_judged(found: list[Judged], both: list[Agreement]) -> None:
 
 
 def _print_calibration(judge: str, found: list[Calibration], false_positives: float) -> None:
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
@@ -228,9 +237,7 @@ def _print_calibration(judge: str, found: list[Calibration], false_positives: fl
             "–" if agreement is None else f"{agreement.agree:.1%}",
             kappa,
         )
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=max(console.width, 160))
+    console = _wide(160)
     console.print(table)
     for one in found:
         for reason, count in one.reasons.items():

@@ -59,7 +59,9 @@ def test_an_old_folder_is_judged_by_two_judges(folder: Path) -> None:
     old = read_old(folder)
     assert (len(old.rows), old.tasks, old.hashed, old.models) == (6, 1, False, [])
     three, seven = Longer("three", 3), Longer("seven", 7)
-    found, both = rejudge(old, [three, seven, RefusalJudge()])
+    judges: list[Any] = [three, seven, RefusalJudge()]
+    found, both = rejudge(old, judges)
+    assert judges == []  # let go of one by one
     table = {(line.model, line.judge): line for line in found}
     assert [(line.model, line.judge) for line in found] == [
         ("old", "three"), ("old", "seven"), ("old", "refusal"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from anchortune.errors import DataError, EvaluationError
+from anchortune.evaluation.ask import free_memory
 from anchortune.evaluation.compare import agreements
 from anchortune.evaluation.judges.base import Exchange, Judge, Verdict
 from anchortune.evaluation.judges.file import FileJudge
@@ -143,13 +145,14 @@ def check_hashed(outputs: Outputs, judges: Sequence[Judge]) -> None:
 
 
 def rejudge(
-    outputs: Outputs, judges: Sequence[Judge], output: str | Path | None = None
+    outputs: Outputs, judges: list[Judge], output: str | Path | None = None
 ) -> tuple[list[Judged], list[Agreement]]:
     """Every judge's verdicts on all answers, summed up, and how far each two judges agree.
 
     Args:
         outputs: the answers.
-        judges: who judges; each has its own name.
+        judges: who judges; each has its own name. The list is emptied: a judge is let go of, with
+            its weights, before the next one is asked.
         output: a ``verdicts.jsonl`` to write as they come; what it holds already is not asked
             again.
 
@@ -161,30 +164,31 @@ def rejudge(
     if twice is not None:
         raise EvaluationError(f"the judge {twice} is given twice; give each once.")
     check_hashed(outputs, judges)
+    measures = {judge.name: judge.measure for judge in judges}
     found: dict[str, list[Verdict]] = {}
-    if output is None:
-        for judge in judges:
-            found[judge.name] = _ask(judge, outputs.rows, None)
-    else:
-        with VerdictLog(output) as log:
-            for judge in judges:
-                found[judge.name] = _ask(judge, outputs.rows, log)
+    with contextlib.ExitStack() as stack:
+        log = None if output is None else stack.enter_context(VerdictLog(output))
+        while judges:
+            judge = judges.pop(0)
+            found[judge.name] = _ask(judge, outputs.rows, log)
+            del judge
+            free_memory()
     keys = dict.fromkeys((row["set"], row["model"]) for row in outputs.rows)
     judged = [
-        _summed(model, name, judge, outputs.rows, found[judge.name])
+        _summed(model, name, judge, measures[judge], outputs.rows, found[judge])
         for name, model in keys
-        for judge in judges
+        for judge in names
     ]
     both = []
     for name in dict.fromkeys(name for name, _ in keys):
         outcomes = {
-            judge.name: {
+            judge: {
                 (row["model"], row["id"]): verdict.outcome
-                for row, verdict in zip(outputs.rows, found[judge.name], strict=True)
+                for row, verdict in zip(outputs.rows, found[judge], strict=True)
                 if row["set"] == name and verdict.outcome != "unscored"
             }
-            for judge in judges
-            if judge.name != REFUSAL  # which says nothing of harm
+            for judge in names
+            if judge != REFUSAL  # which says nothing of harm
         }
         both += agreements(outcomes, name)
     return judged, both
@@ -234,19 +238,24 @@ def _verdict(row: Mapping[str, Any]) -> Verdict:
 
 
 def _summed(
-    model: str, set_name: str, judge: Judge, rows: Sequence[Row], verdicts: Sequence[Verdict]
+    model: str,
+    set_name: str,
+    judge: str,
+    measure: str,
+    rows: Sequence[Row],
+    verdicts: Sequence[Verdict],
 ) -> Judged:
     ours = [
         verdict
         for row, verdict in zip(rows, verdicts, strict=True)
         if row["model"] == model and row["set"] == set_name
     ]
-    marks = [mark_of(judge.name, verdict) for verdict in ours]
+    marks = [mark_of(judge, verdict) for verdict in ours]
     reasons: dict[str, int] = {}
     for verdict, mark in zip(ours, marks, strict=True):
         if mark is None:
             reasons[verdict.reason] = reasons.get(verdict.reason, 0) + 1
-    return Judged(model, set_name, judge.name, judge.measure, len(ours), figure(marks), reasons)
+    return Judged(model, set_name, judge, measure, len(ours), figure(marks), reasons)
 
 
 def mark_of(judge: str, verdict: Verdict) -> float | None:
