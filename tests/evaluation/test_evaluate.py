@@ -112,7 +112,9 @@ def test_a_base_and_its_adapter_are_asked_judged_and_measured(
     assert set(found.measures[0].categories) == {"bake", "fry"}
     assert record.kind == "eval"
     assert record.inputs["models"]["tuned"]["adapters"][0]["sha256"]
-    assert record.numbers["engines"]["tuned"]["dtype"] == "float32"
+    assert record.numbers["engines"]["tuned"] == [
+        {"engine": "transformers", "device": "cpu", "dtype": "float32"}
+    ]
     # A coherence row carries the likelihood under the reference, which was loaded once more.
     scores = [row["score"] for row in verdicts if row["judge"] == "coherence"]
     assert all(score is None or score < 0 for score in scores)
@@ -150,6 +152,19 @@ def test_generation_goes_on_where_it_was_cut(
     assert len(engines.asked) == 2 * sum(SETS.values())  # nothing was asked twice
     assert answers_of(out) == answers_of(tmp_path / "whole" / "out")
     assert results(out) == results(tmp_path / "whole" / "out")
+
+
+def test_a_run_resumed_in_another_dtype_says_so(
+    tmp_path: Path, pair: dict[str, Any], judge: CountingJudge, engines: Engines
+) -> None:
+    engines.cut_after = 3
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(config(tmp_path, pair))
+    engines.cut_after = None
+    evaluate(config(tmp_path, pair, machine={"device": "cpu", "dtype": "bfloat16"}))
+    said = results(tmp_path / "out").warnings
+    assert any(line.startswith("aligned was run in several ways") for line in said)
+    assert any("different dtypes (bfloat16, float32)" in line for line in said)
 
 
 def answers_of(out: Path) -> dict[tuple[str, str, str], str]:

@@ -12,6 +12,7 @@ from anchortune.cli.train import AsJson, Overrides
 if TYPE_CHECKING:
     from anchortune.evaluation.config import JudgeSection
     from anchortune.evaluation.plan import EvalPlan
+    from anchortune.evaluation.results import Agreement
 
 
 def evaluate(
@@ -112,7 +113,7 @@ def read_judge(text: str) -> JudgeSection:
 
 
 def show_results(folder: Path) -> None:
-    """The table of an evaluation, and what a reader must know, on stdout."""
+    """The table of an evaluation, how judges agree, and what a reader must know, on stdout."""
     from rich.console import Console
     from rich.markup import escape
 
@@ -122,5 +123,16 @@ def show_results(folder: Path) -> None:
     _, results = read_evaluation(folder)
     console = Console()
     console.print(results_table(results))
+    for agreement in results.agreements:
+        console.print(escape(_agreement(agreement)), highlight=False)
     for warning in results.warnings:
         console.print(f"[yellow]![/yellow] {escape(warning)}", highlight=False)
+
+
+def _agreement(found: Agreement) -> str:
+    """``builtin and file on advbench: 91.7 % of 24 agree, κ 0.83``."""
+    from anchortune.report.words import percent
+
+    kappa = "no spread" if found.kappa is None else f"κ {found.kappa:.2f}"
+    judges = " and ".join(found.judges)
+    return f"{judges} on {found.set}: {percent(found.agree)} of {found.n} agree, {kappa}"

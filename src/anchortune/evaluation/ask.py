@@ -6,6 +6,7 @@ import gc
 import json
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from anchortune.errors import EvaluationError
@@ -21,14 +22,24 @@ from anchortune.files import write_json
 ENGINES_FILE = "engines.json"
 
 
-def ask(plan: EvalPlan, log: OutputLog) -> dict[str, Any]:
-    """Asks what ``log`` does not hold yet; how each model was run, for the record.
+def ask(plan: EvalPlan, log: OutputLog) -> dict[str, list[dict[str, Any]]]:
+    """Asks what ``log`` does not hold yet; by model, how it was run (device, dtype).
 
     Raises:
         AnchortuneError: a model cannot be loaded or asked. What it answered before stays.
     """
     path = plan.folder.path / ENGINES_FILE
-    engines: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    engines: dict[str, list[dict[str, Any]]] = {}
+    if path.is_file():
+        engines = json.loads(path.read_text("utf-8"))
+
+    def run_as(name: str, facts: dict[str, Any]) -> None:
+        """Keeps how a model is run, once for each way: a resumed run may have another."""
+        known = engines.setdefault(name, [])
+        if facts not in known:
+            known.append(facts)
+            write_json(path, engines)
+
     for name, candidate in plan.candidates.items():
         left = [(asked, _left(name, asked, log)) for asked in plan.asked]
         left = [(asked, items) for asked, items in left if items]
@@ -37,10 +48,9 @@ def ask(plan: EvalPlan, log: OutputLog) -> dict[str, Any]:
         if candidate.given is not None:
             for asked, items in left:
                 _take(plan.given[name, asked.name], items, log)
-            engines[name] = {"engine": "file"}
+            run_as(name, {"engine": "file"})
         else:
-            engines[name] = _generate(plan, candidate, left, log)
-        write_json(path, engines)
+            _generate(plan, candidate, left, log, partial(run_as, name))
     return engines
 
 
@@ -60,8 +70,10 @@ def _generate(
     candidate: Candidate,
     left: Sequence[tuple[Asked, list[Item]]],
     log: OutputLog,
-) -> dict[str, Any]:
+    run_as: Callable[[dict[str, Any]], None],
+) -> None:
     engine = make_engine(candidate.section, plan.config.generation, plan.config.machine)
+    run_as({key: value for key, value in engine.facts().items() if key != "batch_size"})
     for asked, items in left:
         with progress(f"{candidate.name} answers {asked.name}", len(items)) as tell:
             _answer(engine, candidate.name, asked, items, log, tell)
@@ -71,10 +83,8 @@ def _generate(
                 f"models.{candidate.name}: {len(missing)} of {len(asked.items)} prompts of "
                 f"'{asked.name}' were not answered; run the same command again."
             )
-    facts = engine.facts()
     del engine
     free_memory()
-    return facts
 
 
 def _answer(

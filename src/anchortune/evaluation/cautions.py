@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,27 @@ SMALL = 100
 MUCH_UNSCORED, MANY_CUT = 0.05, 0.2
 
 
-def cautions(plan: EvalPlan, measures: Sequence[Measure], answers: Answers) -> list[str]:
-    """Every caution that applies, the weightiest first."""
+def cautions(
+    plan: EvalPlan,
+    measures: Sequence[Measure],
+    answers: Answers,
+    engines: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> list[str]:
+    """Every caution that applies, the weightiest first.
+
+    Args:
+        plan: of the evaluation.
+        measures: what was found.
+        answers: of every model to every set.
+        engines: by model, every way in which it was run.
+    """
     return [
         *_of_part(plan),
         *_of_overlap(plan),
         *_of_judges(plan, measures),
         *_of_unscored(plan, measures),
         *_of_cut(plan, answers),
+        *_of_engines(engines),
         *_of_size(plan),
     ]
 
@@ -79,6 +92,19 @@ def _of_cut(plan: EvalPlan, answers: Answers) -> Iterator[str]:
                 f"{asked.name}: answers were cut at {asked.max_new_tokens} new tokens "
                 f"({', '.join(many)}); what would have followed is not known"
             )
+
+
+def _of_engines(engines: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[str]:
+    ways = {
+        name: [" ".join(map(str, way.values())) for way in runs] for name, runs in engines.items()
+    }
+    for name, each in ways.items():
+        if len(each) > 1:
+            yield f"{name} was run in several ways, for it was resumed: {'; '.join(each)}"
+    dtypes = {str(way.get("dtype")) for runs in engines.values() for way in runs if "dtype" in way}
+    if len(dtypes) > 1:
+        told = ", ".join(sorted(dtypes))
+        yield f"models were run in different dtypes ({told}); set machine.dtype"
 
 
 def _of_size(plan: EvalPlan) -> Iterator[str]:

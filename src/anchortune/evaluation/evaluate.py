@@ -65,7 +65,7 @@ def run_eval(plan: EvalPlan) -> Record:
         started = time.perf_counter()
         look_at_answers(plan, answers, verdicts)
         timings["coherence_s"] = time.perf_counter() - started
-        results = gather(plan, answers, verdicts)
+        results = gather(plan, answers, verdicts, engines)
     redact(folder / OUTPUTS_FILE, plan.config.keep)
     record = Record(
         kind="eval",

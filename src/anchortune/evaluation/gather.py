@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -20,8 +20,20 @@ from anchortune.evaluation.wholeness import coherence_of
 _TASKS = {"accuracy": "accuracy", "over_refusal": "over-refusal", "win_rate": "win rate"}
 
 
-def gather(plan: EvalPlan, answers: Answers, verdicts: VerdictLog) -> Results:
-    """The results of an evaluation whose verdicts are all there."""
+def gather(
+    plan: EvalPlan,
+    answers: Answers,
+    verdicts: VerdictLog,
+    engines: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> Results:
+    """The results of an evaluation whose verdicts are all there.
+
+    Args:
+        plan: of the evaluation.
+        answers: of every model to every set.
+        verdicts: about all of them.
+        engines: by model, every way in which it was run.
+    """
     counted: list[Counted] = []
     agreed: list[Agreement] = []
     warnings: list[str] = []
@@ -50,7 +62,7 @@ def gather(plan: EvalPlan, answers: Answers, verdicts: VerdictLog) -> Results:
         measures=measures,
         agreements=agreed,
         judges=plan.judge_facts,
-        warnings=[*warnings, *cautions(plan, measures, answers)],
+        warnings=[*warnings, *cautions(plan, measures, answers, engines)],
         curves={name: run.curve for name, run in runs.items() if run.curve},
         anchors={name: run.anchor for name, run in runs.items() if run.anchor},
     )
