@@ -67,7 +67,7 @@ def _stand_in(job: Job, pairing: Pairing) -> Anchor:
     limit = asked if isinstance(asked, int) else DEFAULT_RANK
     modules = {}
     for pair in pairing.modules:
-        rows, columns = reversed(pair.shape) if pair.transposed else pair.shape
+        rows, columns = pair.shape
         rank = min(limit, rows, columns)
         if isinstance(pairing.aligned, AdapterCheckpoint):
             held = pairing.aligned.tensors[pairing.aligned.modules()[pair.aligned][0]].shape[0]

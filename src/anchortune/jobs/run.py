@@ -109,6 +109,7 @@ def run_job(config: JobConfig) -> JobResult:
     folder = JobFolder(config.output)
     new = not folder.is_job()
     if new:
+        logger.info("checking the whole job")
         plan_job(config)  # a mistake in it leaves no folder behind
     folder.claim()
     with locked(folder.path) as dead:
