@@ -159,6 +159,22 @@ def test_a_guard_of_its_own_class_is_loaded_asked_and_read(name: str, tmp_path: 
     assert judge(name, path).judge([]) == []
 
 
+def test_strongreject_is_shown_the_end_of_an_answer_after_a_begin_token(tmp_path: Path) -> None:
+    """As its authors do it, where the tokenizer puts such a token before every text."""
+    from tokenizers.processors import TemplateProcessing
+
+    path = with_prompt("strongreject", random_guard(tmp_path))
+    made = judge("strongreject", path)
+    tokens = made._weights.tokenizer
+    assert made._clip("abc", 512) == ("abc", False)
+    begin = tokens.bos_token
+    tokens.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{begin} $A", special_tokens=[(begin, tokens.bos_token_id)]
+    )
+    assert made._clip("abc", 512) == (f"{begin}abc", False)
+    assert made._clip("abcdef", 4) == (f"{begin}def", True)
+
+
 def adapted(base: Path, folder: Path) -> Path:
     """A LoRA adapter of PEFT on ``base``, whose config names it."""
     tiny.tiny_adapter(folder, base)
@@ -252,8 +268,7 @@ def test_a_batch_is_as_one_at_a_time(tmp_path: Path) -> None:
 
 def test_nothing_judged_becomes_a_special_token_or_closes_its_part(tmp_path: Path) -> None:
     made = judge("llama-guard-3", random_guard(tmp_path))
-    made._prepare()
-    [ids], cut = made._encode(EXCHANGES[2])[0], made._encode(EXCHANGES[2])[1]
+    [ids], cut = made._encode(EXCHANGES[2])
     tokens = made._weights.load()[1]
     text = tokens.decode(ids)
     ends = tokens.eos_token_id

@@ -52,7 +52,7 @@ class GuardJudge:
         prompt: a file that holds the published prompt; see ``guard_prompts``.
 
     Raises:
-        CheckpointError: the weights are not there.
+        CheckpointError: the weights are not there, or the tokenizer cannot be this guard's.
         EvaluationError: the published prompt is not there.
     """
 
@@ -81,7 +81,10 @@ class GuardJudge:
         self._weights = JudgeWeights(
             _with_base(section), machine, batch_size, auto=AutoModelForCausalLM
         )
-        self._parts: bool | None = None
+        tokenizer = self._weights.tokenizer
+        if template.reads != "text":
+            word_tokens(template, tokenizer)
+        self._parts = self._text is None and self._shape(tokenizer)
 
     @classmethod
     def from_section(cls, section: JudgeSection, machine: EvalMachine) -> GuardJudge:
@@ -105,12 +108,12 @@ class GuardJudge:
 
     def identity(self) -> dict[str, Any]:
         """Weights, prompt and how the verdict is read."""
-        shown = "the tokenizer's chat template" if self._text is None else sha256_text(self._text)
+        shown = self._text or json.dumps(self._weights.tokenizer.chat_template)
         return {
             "name": self.name,
             "measure": self.measure,
             "weights": self._weights.identity,
-            "prompt": shown,
+            "prompt_sha256": sha256_text(shown),
             "guidelines": list(self._template.guidelines),
             "reads": self._template.reads,
             "threshold": THRESHOLD,
@@ -124,7 +127,7 @@ class GuardJudge:
         """One verdict for each exchange.
 
         Raises:
-            CheckpointError: the weights cannot be loaded or are of another kind.
+            CheckpointError: the weights cannot be loaded.
             EvaluationError: there is not enough memory even for one answer.
         """
         if not exchanges:
@@ -155,22 +158,13 @@ class GuardJudge:
         return [self._verdict(by_exchange.get(i), i in cut) for i in range(len(exchanges))]
 
     def _prepare(self) -> None:
-        """Loads the weights and finds how the chat template wants a conversation.
-
-        Raises:
-            CheckpointError: the model cannot be this guard.
-        """
+        """Loads the weights, and has them generate as a guard does whatever their own settings."""
         from transformers import GenerationConfig
 
         model, tokenizer = self._weights.load()
         ends = [tokenizer.eos_token_id, *_listed(model.generation_config.eos_token_id)]
         ends = list(dict.fromkeys(end for end in ends if end is not None)) or [0]
-        # Its own instead of the model's, which may ask for sampling or penalties.
         model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=ends[0])
-        if self._template.reads != "text":
-            word_tokens(self._template, tokenizer)
-        if self._text is None and self._parts is None:
-            self._parts = self._shape(tokenizer)
 
     def _shape(self, tokenizer: Any) -> bool:
         """Whether the chat template takes a turn as a list of parts (true) or as a text."""
@@ -201,7 +195,7 @@ class GuardJudge:
         )
         limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         room = self._template.max_answer_tokens
-        shown, cut = _clip(tokenizer, answer, room)
+        shown, cut = self._clip(answer, room)
         rows = self._passes(tokenizer, prompt, shown)
         over = max(map(len, rows)) + self._template.max_new_tokens - (limit or 1 << 60)
         if over <= 0:
@@ -210,8 +204,22 @@ class GuardJudge:
         have = len(tokenizer(shown, add_special_tokens=False, verbose=False)["input_ids"])
         if have <= over + 1:
             return [], True
-        shown, _ = _clip(tokenizer, answer, have - over - 1)
+        shown, _ = self._clip(answer, have - over - 1)
         return self._passes(tokenizer, prompt, shown), True
+
+    def _clip(self, text: str, most: int) -> tuple[str, bool]:
+        """(at most so many tokens of an answer, whether that is less than all of it)."""
+        tokenizer = self._weights.tokenizer
+        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        if self._template.cuts == "start":
+            # As the authors do it: with the begin token that their tokenizer puts before a text.
+            begin = tokenizer("a")["input_ids"][:1]
+            begin = begin if begin == [tokenizer.bos_token_id] else []
+            most = max(1, most - len(begin))
+            return str(tokenizer.decode([*begin, *ids[-most:]])), len(ids) > most
+        if len(ids) <= most:
+            return text, False
+        return str(tokenizer.decode(ids[:most])), True
 
     def _passes(self, tokenizer: Any, prompt: str, answer: str) -> list[list[int]]:
         if self._text is not None:
@@ -219,7 +227,7 @@ class GuardJudge:
             return [list(tokenizer(text, verbose=False)["input_ids"])]
         guidelines: list[str | None] = list(self._template.guidelines.values()) or [None]
         texts = [
-            _chat(tokenizer, prompt, answer, guideline, parts=bool(self._parts))
+            _chat(tokenizer, prompt, answer, guideline, parts=self._parts)
             for guideline in guidelines
         ]
         return [
@@ -307,11 +315,3 @@ def _chat(tokenizer: Any, prompt: str, answer: str, guideline: str | None, *, pa
             messages, tokenize=False, add_generation_prompt=True, **options
         )
     )
-
-
-def _clip(tokenizer: Any, text: str, most: int) -> tuple[str, bool]:
-    """(the first ``most`` tokens of a text, whether that is less than all of it)."""
-    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    if len(ids) <= most:
-        return text, False
-    return str(tokenizer.decode(ids[:most], skip_special_tokens=False)), True

@@ -75,6 +75,7 @@ class Template:
         turns: words that open a turn at the start of a line.
         max_new_tokens: for the verdict.
         max_answer_tokens: a longer answer is cut.
+        cuts: which side of it.
     """
 
     name: str
@@ -99,6 +100,7 @@ class Template:
     turns: tuple[str, ...] = ()
     max_new_tokens: int = 20
     max_answer_tokens: int = 2048
+    cuts: Literal["start", "end"] = "end"
 
 
 _INST = ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>")
@@ -153,6 +155,7 @@ TEMPLATES: dict[str, Template] = {
             marks=("### Answer", "User instruction:", "AI model response:"),
             max_new_tokens=1,
             max_answer_tokens=512,
+            cuts="start",
         ),
         Template(
             name="md-judge",

@@ -44,7 +44,8 @@ class JudgeWeights:
     ) -> None:
         self._section, self._machine = section, machine
         self._most, self._auto = batch_size, auto
-        self._loaded: tuple[Any, Any] | None = None
+        self._tokenizer: Any = None
+        self._model: Any = None
         self.identity = identity(section)
         if not self.identity["files"]:
             raise CheckpointError(
@@ -58,16 +59,26 @@ class JudgeWeights:
         Raises:
             CheckpointError: they cannot be loaded.
         """
-        if self._loaded is None:
+        if self._model is None:
             section = self._section
             logger.info("loading the judge %s", section.path)
             numbers = pick_numbers(
                 MachineSection(device=self._machine.device, dtype=self._machine.dtype),
                 LoraSection(),  # held in the dtype of the pass
             )
-            tokenizer = load_tokenizer(section)
-            self._loaded = load_model(section, numbers, auto=self._auto).eval(), tokenizer
-        return self._loaded
+            self._model = load_model(section, numbers, auto=self._auto).eval()
+        return self._model, self.tokenizer
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer, without the weights.
+
+        Raises:
+            CheckpointError: it cannot be loaded.
+        """
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(self._section)
+        return self._tokenizer
 
     def in_batches(
         self,
