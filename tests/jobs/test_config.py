@@ -151,6 +151,10 @@ def test_what_does_not_fit_together_is_refused(changes: dict[str, Any], said: st
             "limits.min_accuracy needs a task",
         ),
         (
+            {"evaluate": {"tasks": ["sst2"]}, "limits": {"min_coherence": 0.9}},
+            "limits.min_coherence needs a prompt set",
+        ),
+        (
             {"limits": {"max_over_refusal": 0.1}},
             "limits.max_over_refusal needs the task xstest, or a benign set",
         ),

@@ -78,6 +78,9 @@ def test_an_evaluation_counts_answers_and_verdicts(folder: JobFolder) -> None:
     assert (train.state, train.done) == ("done", 40)
     assert (evaluate.done, evaluate.total, evaluate.unit) == (7, 10, "answers")
     assert evaluate.verdicts == (3, 20)
+    assert "left to generate" in read_status(folder.path).lines()[3]
+    (folder.eval / "outputs.jsonl").write_text("{}\n" * 10)
+    assert read_status(folder.path).steps[2].left_s is None  # judges have another pace
 
 
 def test_a_job_whose_process_is_gone_is_dead(folder: JobFolder) -> None:

@@ -167,6 +167,7 @@ def check_limits(config: JobConfig) -> None:
     wants = {
         "max_harm": (harm, "a prompt set in evaluate.harm and a judge of harm (refusal is none)"),
         "max_unscored": (harm, "a prompt set in evaluate.harm and a judge of harm"),
+        "min_coherence": (bool(asked.harm), "a prompt set in evaluate.harm"),
         "min_accuracy": (accuracy, "a task with right answers in evaluate.tasks"),
         "max_accuracy": (accuracy, "a task with right answers in evaluate.tasks"),
         "max_over_refusal": (refusals, "the task xstest, or a benign set in evaluate.harm"),

@@ -32,7 +32,8 @@ class StepReport:
         done: of ``total``.
         total: in all.
         verdicts: (given, in all) of an evaluation.
-        left_s: seconds until its end at the pace so far; None where that cannot be told.
+        left_s: seconds until its end at the pace so far (of an evaluation: until all answers are
+            there, for judging has another pace); None where that cannot be told.
     """
 
     name: str
@@ -102,7 +103,8 @@ def _line(step: StepReport) -> str:
     if step.seconds is not None:
         parts.append(duration(step.seconds))
     if step.left_s is not None:
-        parts.append(f"about {duration(step.left_s)} left")
+        until = " to generate" if step.unit == "answers" else ""
+        parts.append(f"about {duration(step.left_s)} left{until}")
     return ", ".join(parts)
 
 
@@ -166,7 +168,9 @@ def _step(step: StepStatus, job: State, folder: JobFolder) -> StepReport:
         done = step.total
     done = min(done, step.total)
     new = done - step.before
-    left = elapsed / new * (step.total - done) if elapsed and new > 0 else None
+    left = None
+    if elapsed is not None and new > 0 and done < step.total:
+        left = elapsed / new * (step.total - done)
     return replace(report, unit=unit, done=done, total=step.total, verdicts=verdicts, left_s=left)
 
 
