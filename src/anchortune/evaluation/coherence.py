@@ -43,8 +43,10 @@ MAX_UNSAYABLE = 0.2
 MAX_SAME, MIN_SAME = 0.5, 10
 #: Nats per token below the reference's own 1st percentile. Under SmolLM2-135M-Instruct its own
 #: greedy answers have -1.2 to -0.4, those of GPT-4 and Llama 2 -2.7 to -1.2, answers to another
-#: question -3.0 to -1.6, shuffled words -7.7 to -5.6, random letters and tokens below -6.
-MARGIN_NATS = 3.0
+#: question -3.0 to -1.6, shuffled words -7.7 to -5.6, random tokens below -12. Under the same model
+#: aligned to refuse, its own have -0.7 to -0.4, short willing answers, whose first words it never
+#: says, -5.1 to -3.3, shuffled words -10.2 to -7.0. 5 lies between; some shuffled text passes.
+MARGIN_NATS = 5.0
 PERCENTILE = 0.01
 #: A set is reported as broken from this share on.
 BROKEN_SHARE = 0.1
