@@ -33,10 +33,11 @@ def test_a_dry_run_checks_estimates_and_leaves_nothing(job: Path, tmp_path: Path
     assert shown.exit_code == 0
     for part in ("== anchor (new)", "== train-sft (new)", "== train-asft (new)", "== evaluate",
                  "4 modules", "16 of 16 rows", "4 steps of 4 rows", "== in all: time about",
+                 "limits  min_accuracy 0", "job/adapter if the gate passes",
                  "GiB free"):  # fmt: skip
         assert part in shown.stdout
     told = json.loads(invoke(str(job), "--dry-run", "--json").stdout)
-    assert [step["name"] for step in told["steps"]][-1] == "evaluate"
+    assert [step["name"] for step in told["steps"]][-2:] == ["evaluate", "release"]
     assert told["estimate"]["seconds"] > 0
     assert told["estimate"]["disk_bytes"] > 0
     assert sorted(tmp_path.rglob("*")) == before

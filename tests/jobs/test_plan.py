@@ -26,10 +26,12 @@ def test_what_is_done_is_told_and_costs_nothing(passed: Passed) -> None:
     changed = plan_job(passed.make(penalty={"lam": 2.0}))
     assert states(changed) == {
         "anchor": "complete", "train-sft": "complete", "train-asft": "new", "evaluate": "new",
+        "release": "new",
     }  # fmt: skip
     more = plan_job(passed.make(seeds=[0, 1]))
     assert set(states(more)) == {
         "anchor", "train-sft-0", "train-sft-1", "train-asft-0", "train-asft-1", "evaluate",
+        "release",
     }  # fmt: skip
 
 

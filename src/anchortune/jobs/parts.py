@@ -189,3 +189,27 @@ def _evaluation_part(plan: EvalPlan, state: str, models: int, times: int) -> Par
         cost.memory_bytes if cost is not None else 0,
         cost.disk_bytes * times if cost is not None else 0,
     )
+
+
+def plan_release(job: Job, plan: Plan, state: str) -> Part:
+    """Gate, report and release: what decides, and where the adapter goes.
+
+    Args:
+        job: the job.
+        plan: of the main method's training.
+        state: of the evaluation, which these follow.
+    """
+    limits, output = job.config.limits, job.folder.path
+    made = "model" if job.config.lora is None else "adapter"
+    if limits is None:
+        lines = [f"no limits, so no gate: {output / made}"]
+    else:
+        told = ", ".join(f"{name} {bound:g}" for name, bound in limits.given().items())
+        lines = [
+            f"limits  {told}",
+            f"{output / made} if the gate passes, else {job.folder.rejected / made}",
+        ]
+    # A copy of what was trained; with model.adapter the one on the bare base is larger.
+    copies = 1 if job.config.model.adapter is None else 3
+    size = copies * plan.parameters[0] * 4
+    return Part("release", state, lines, seconds=0.0, disk_bytes=size)

@@ -11,7 +11,7 @@ from anchortune.evaluation.progress import duration
 from anchortune.jobs.config import JobConfig
 from anchortune.jobs.folder import JobFolder
 from anchortune.jobs.lock import holder_of, is_alive
-from anchortune.jobs.parts import part_of, plan_anchor, plan_arm, plan_evaluation
+from anchortune.jobs.parts import part_of, plan_anchor, plan_arm, plan_evaluation, plan_release
 from anchortune.jobs.step import Job, Part
 from anchortune.report.gate import Limits
 
@@ -135,6 +135,7 @@ def plan_steps(job: Job, *, timed: bool = False) -> JobPlan:
     parts += [part_of(job, arm, plans[arm.method], seconds) for arm in config.arms]
     trained = not any(part.open for part in parts)
     parts.append(plan_evaluation(job, trained, timed))
+    parts.append(plan_release(job, plans[config.method], parts[-1].state))
     plan = JobPlan(config, parts, _free(folder))
     if plan.disk_bytes > plan.free_bytes:
         raise JobError(

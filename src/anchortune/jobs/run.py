@@ -188,6 +188,8 @@ def _failed(folder: JobFolder, status: JobStatus, error: BaseException) -> None:
     status.state = "failed"
     status.error = f"{type(error).__name__}: {text}" if bug else text
     status.exit_code = 1 if bug else getattr(error, "exit_code", AnchortuneError.exit_code)
+    if isinstance(error, KeyboardInterrupt):
+        status.exit_code = 130  # as shells have it
     _tell(folder, status)
 
 
