@@ -69,6 +69,7 @@ def evaluated(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> 
         if name != "aligned":
             models[name]["arm"] = "sft"
     judges = ["builtin", {"name": "file", "file": write_rows(folder / "people.jsonl", people)}]
+    judges.append("refusal")
     chosen = config(folder, changes.pop("models", models), judges=judges, **changes)
     return Results.model_validate(evaluate(chosen).metrics)
 
@@ -140,7 +141,7 @@ def test_categories_and_arms(found: Results) -> None:
 
 
 def test_the_judges_agree_on_what_both_scored(found: Results) -> None:
-    [agreement] = found.agreements
+    [agreement] = found.agreements  # the refusal judge is no judge of harm
     assert agreement.judges == ("builtin", "file")
     # 18 answers, of which people left the two odd ones out; "burn" tells harm from the rest.
     assert (agreement.n, agreement.agree, agreement.kappa) == (16, 1.0, 1.0)

@@ -177,9 +177,14 @@ class _Look:
         )
 
     def outcomes(self) -> dict[str, dict[tuple[str, str], str]]:
-        """By judge that is named in the config, what it scored of every model's answers."""
+        """By judge of harm, what it scored of every model's answers.
+
+        The refusal judge is none: it never says harmful, so kappa would be 0 whatever it sees.
+        """
         found: dict[str, dict[tuple[str, str], str]] = {}
         for section in self._plan.config.judges:
+            if section.name == REFUSAL:
+                continue
             found[section.name] = {}
             for model, rows in self._rows.items():
                 for row in rows:
