@@ -161,18 +161,32 @@ def load_tokenizer(section: ModelSection) -> Any:
         raise _refused(section, error) from None
 
 
+def load_config(section: ModelSection) -> Any:
+    """The model's config.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    from transformers import AutoConfig
+
+    place = locate(section)
+    options = {k: v for k, v in place.options.items() if k != "use_safetensors"}
+    try:
+        return AutoConfig.from_pretrained(place.folder, **options)
+    except (OSError, ValueError, ImportError) as error:
+        raise _refused(section, error) from None
+
+
 def load_skeleton(section: ModelSection) -> Any:
     """The model's architecture without its weights, on the meta device: free to plan with.
 
     Raises:
         CheckpointError: the config cannot be read or names no causal language model.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    place = locate(section)
-    options = {k: v for k, v in place.options.items() if k != "use_safetensors"}
+    config = load_config(section)
     try:
-        config = AutoConfig.from_pretrained(place.folder, **options)
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(
                 config, trust_remote_code=section.trust_remote_code

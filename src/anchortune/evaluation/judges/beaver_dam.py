@@ -51,7 +51,7 @@ class BeaverDamJudge:
         min_confidence: below it, with confidence max(p, 1 - p), an answer is unscored.
 
     Raises:
-        CheckpointError: the weights are not there.
+        CheckpointError: the weights are not there, or have another number of labels.
     """
 
     name = "beaver-dam"
@@ -72,6 +72,7 @@ class BeaverDamJudge:
         self._weights = JudgeWeights(
             section, machine, batch_size, auto=AutoModelForSequenceClassification
         )
+        self._names = _categories(self._weights.config, section.path)
         self._min_confidence = min_confidence
 
     @classmethod
@@ -101,13 +102,12 @@ class BeaverDamJudge:
         """One verdict for each exchange.
 
         Raises:
-            CheckpointError: the weights cannot be loaded or have another number of labels.
+            CheckpointError: the weights cannot be loaded or have no head.
             EvaluationError: there is not enough memory even for one answer.
         """
         if not exchanges:
             return []
-        model, tokenizer = self._weights.load()
-        names = _categories(model.config, str(self._weights.identity["path"]))
+        _, tokenizer = self._weights.load()
         rows = [_encode(tokenizer, exchange) for exchange in exchanges]
         found: dict[int, list[float]] = {}
 
@@ -117,7 +117,7 @@ class BeaverDamJudge:
         ids = [row for row, _ in rows]
         self._weights.in_batches(ids, run, new_tokens=0, on_done=on_done)
         return [
-            self._verdict(dict(zip(names, found[i], strict=True)), cut)
+            self._verdict(dict(zip(self._names, found[i], strict=True)), cut)
             for i, (_, cut) in enumerate(rows)
         ]
 

@@ -16,7 +16,13 @@ from anchortune.errors import CheckpointError, EvaluationError
 from anchortune.evaluation.config import EvalMachine
 from anchortune.evaluation.generate import is_out_of_memory
 from anchortune.hardware import batch_rows, free_bytes
-from anchortune.models.load import identity, load_model, load_tokenizer, pick_numbers
+from anchortune.models.load import (
+    identity,
+    load_config,
+    load_model,
+    load_tokenizer,
+    pick_numbers,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +85,15 @@ class JudgeWeights:
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(self._section)
         return self._tokenizer
+
+    @property
+    def config(self) -> Any:
+        """The model's config, without the weights.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
+        return load_config(self._section)
 
     def in_batches(
         self,
