@@ -70,8 +70,8 @@ def explain(error: Exception, section: ServerSection) -> EvaluationError:
             "included; raise server.timeout_s or lower server.concurrency."
         )
     if isinstance(error, openai.APIConnectionError):
-        reason = error.__cause__ or error
-        return EvaluationError(f"{where} cannot be reached ({_line(reason)}); is it running?")
+        cause = _line(error.__cause__ or error)
+        return EvaluationError(f"{where} cannot be reached ({cause}); is it running?")
     if isinstance(error, openai.APIStatusError):
         reason = _line(error.message).removeprefix(f"Error code: {error.status_code} - ")
         said = f"HTTP {error.status_code}: {reason}"
