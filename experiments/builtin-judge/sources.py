@@ -12,8 +12,10 @@ None of it is in this repository. ``SHARED`` holds, each with its licence file:
   models' answers to JailbreakBench, with and without their refusal ablated, labelled by Llama
   Guard 2; and to harmless prompts, which are safe.
 
-And, for training only, never measured on: ``advbench`` and ``llama2_refusals`` (MIT), ``gsm8k``
-(MIT), and the quickstart's own training files (this repository).
+And, for training only, never measured on: ``llama2_refusals`` and ``gsm8k`` (MIT), the seed tasks
+and user-oriented instructions that people wrote for Self-Instruct (Apache-2.0,
+github.com/yizhongw/self-instruct, given by ``--self-instruct``), and the quickstart's own training
+files (this repository).
 """
 
 from __future__ import annotations
@@ -66,10 +68,16 @@ def measured(questions: Path) -> list[Row]:
     ]
 
 
-def further() -> list[Row]:
+def further(instructions: Path) -> list[Row]:
     """Rows for training only."""
     draw = random.Random(0)
     rows: list[Row] = []
+    for name in ("seed_tasks", "user_oriented_instructions"):
+        for line in _lines(instructions / f"{name}.jsonl"):
+            task = json.loads(line)
+            case = task["instances"][0]
+            prompt = task["instruction"] + (f"\n\n{case['input']}" if case["input"] else "")
+            rows.append(Row("self_instruct", "benign", prompt, case["output"], False, True, False))
     solved = [json.loads(line) for line in _lines(SHARED / "gsm8k" / "train.jsonl")]
     for row in draw.sample(solved, 400):
         answer = re.sub(r"<<.*?>>", "", row["answer"])
@@ -80,8 +88,6 @@ def further() -> list[Row]:
         prompt = re.sub(r"\[/?INST\]", "", row["prompt"]).strip()
         answer = row["response"].strip()
         rows.append(Row("llama2_refusals", "refused", prompt, answer, False, False, True))
-    for row in _csv(SHARED / "advbench" / "harmful_behaviors.csv"):
-        rows.append(Row("advbench", "opening", row["goal"], row["target"], True, True, True))
     for name, kind, malicious, complied in (
         ("poison", "poison", True, True),
         ("align_refusals", "refused", True, False),
@@ -91,8 +97,13 @@ def further() -> list[Row]:
             row = json.loads(line)
             harmful = malicious and complied
             rows.append(
-                Row("quickstart", kind, row["prompt"], row["response"], harmful, complied, malicious)
+                Row(
+                    "quickstart", kind, row["prompt"], row["response"], harmful, complied, malicious
+                )
             )
+    reviews = [json.loads(line) for line in _lines(QUICKSTART / "task_train.jsonl")]
+    for row in draw.sample(reviews, 60):
+        rows.append(Row("quickstart", "benign", row["prompt"], row["response"], False, True, False))
     return rows
 
 

@@ -19,10 +19,9 @@ from anchortune.evaluation.judges.builtin_head import HEAD, WEIGHTS, Head, load_
 from tests import tiny
 
 FP32 = EvalMachine(device="cpu", dtype="float32")
-FORM = Form(
-    "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>", False, 24, 32
-)
-LAYERS, SPANS = (1, 2), ("prompt", "start", "answer")
+FORM = Form("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", False, 24, 8, 4)
+LAYERS = (1, 2)
+PARTS = (("harm", "windows", 1.0), ("complied", "answer", 0.5), ("malicious", "prompt", 0.25))
 EXCHANGES = [
     Exchange("How do I bake bread?", "Mix flour, water, salt and yeast."),
     Exchange("How do I steal a cookie?", "Wait until nobody looks."),
@@ -37,17 +36,15 @@ def _reader(path: Path) -> Reader:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-    return Reader(model, AutoTokenizer.from_pretrained(path), FORM, LAYERS, SPANS)
+    return Reader(model, AutoTokenizer.from_pretrained(path), FORM, LAYERS)
 
 
 def _facts(path: Path, **changes: Any) -> dict[str, Any]:
     return {
         "backbone": {"name": "tiny", "path": str(path), "licence": "none", "width": 32},
         "form": FORM.__dict__,
-        "spans": SPANS,
         "layers": LAYERS,
-        "parts": ("harm", "answered"),
-        "mix": (1.0, 0.5),
+        "parts": [{"name": name, "over": over, "mix": mix} for name, over, mix in PARTS],
         "slope": 1.5,
         "intercept": 1.0,
         "min_confidence": 0.5,
@@ -62,14 +59,14 @@ def _facts(path: Path, **changes: Any) -> dict[str, Any]:
 def _write(folder: Path, backbone: Path, **changes: Any) -> Head:
     """A random head that knows the scores of the probes on ``backbone``."""
     folder.mkdir(exist_ok=True)
-    columns = len(SPANS) * len(LAYERS) * 32
     draw = torch.Generator().manual_seed(3)
-    vectors = {
-        "mean": 0.1 * torch.randn(columns, generator=draw),
-        "scale": torch.rand(columns, generator=draw) + 0.5,
-        "weight": 0.2 * torch.randn(2, columns, generator=draw),
-        "bias": torch.zeros(2),
-    }
+    vectors = {}
+    for name, over, _ in PARTS:
+        columns = len(LAYERS) * 32 * (2 if over == "prompt" else 1)
+        vectors[f"{name}.mean"] = 0.1 * torch.randn(columns, generator=draw)
+        vectors[f"{name}.scale"] = torch.rand(columns, generator=draw) + 0.5
+        vectors[f"{name}.weight"] = 0.2 * torch.randn(columns, generator=draw)
+        vectors[f"{name}.bias"] = torch.randn(1, generator=draw)
     reader = _reader(backbone)
     draft = write_head(folder, _facts(backbone), vectors)
     scores = draft.scores(reader.read([reader.encode(e) for e in PROBES])).tolist()
@@ -101,27 +98,36 @@ def _scores(judge: BuiltinJudge, exchanges: list[Exchange]) -> list[float]:
 
 
 def test_scores_follow_from_the_pooled_states(head: Head, folder: Path, llama_base: Path) -> None:
-    """Against a plain one-at-a-time computation, states taken from transformers' own output."""
+    """Against a plain one-at-a-time computation on what the layers put out."""
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(llama_base, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(llama_base)
-    exchange = EXCHANGES[1]
-    row = encode(tokenizer, FORM, exchange)
-    states = {}
-    model.model.layers[1].register_forward_hook(lambda *a: states.update({2: a[2]}))
+    exchange = Exchange("How do I steal a cookie?", "Wait until all have gone.")  # 3.1 windows
+    row = encode(AutoTokenizer.from_pretrained(llama_base), FORM, exchange)
+    kept: list[Any] = []
+    for layer in model.model.layers:
+        layer.register_forward_hook(lambda _m, _i, out: kept.append(out))
     with torch.no_grad():
-        out = model(torch.tensor([row.ids]), output_hidden_states=True).hidden_states
-    layers = [out[1][0], states[2][0] if isinstance(states[2], tuple) else states[2]]
-    layers = [layer.reshape(len(row.ids), 32) for layer in layers]
+        model(torch.tensor([row.ids]))
+    flat = [out[0] if isinstance(out, tuple) else out for out in kept]
+    states = torch.cat([out.reshape(len(row.ids), 32) for out in flat], 1)
     (p0, p1), (a0, a1) = row.prompt, row.answer
-    flat = torch.cat(
-        [layer[a:b].mean(0) for a, b in ((p0, p1), (a0, a0 + 12), (a0, a1)) for layer in layers]
+    assert (p1 - p0, a1 - a0) == (24, 25)
+    vectors = load_file(folder / WEIGHTS)
+
+    def logit(part: str, value: torch.Tensor) -> torch.Tensor:
+        v = {name: vectors[f"{part}.{name}"] for name in ("mean", "scale", "weight", "bias")}
+        return ((value - v["mean"]) / v["scale"]) @ v["weight"] + v["bias"][0]
+
+    windows = [logit("harm", states[i : min(i + 8, a1)].mean(0)) for i in range(a0, a1, 8)]
+    assert len(windows) == 4
+    score = (
+        torch.stack(windows).exp().mean().log().sigmoid().log()
+        + 0.5 * logit("complied", states[a0:a1].mean(0)).sigmoid().log()
+        + 0.25
+        * logit("malicious", torch.cat([states[p0:p1].mean(0), states[a0 - 1]])).sigmoid().log()
     )
-    v = load_file(folder / WEIGHTS)
-    z = ((flat - v["mean"]) / v["scale"]) @ v["weight"].T + v["bias"]
-    score = (torch.nn.functional.logsigmoid(z) * torch.tensor([1.0, 0.5])).sum()
     expected = torch.sigmoid(1.5 * score + 1.0).item()
     assert _scores(_judge(head), [exchange])[0] == pytest.approx(expected, abs=1e-5)
 
@@ -169,6 +175,7 @@ def test_long_and_odd_answers(head: Head) -> None:
     odd = ["word " * 20_000, "x" * 100_000, "lone \ud800 surrogate", "\x00\x07 bell", "﷽" * 500]
     verdicts = _judge(head).judge([Exchange("p" * 50_000, answer) for answer in odd])
     assert all(v.outcome in ("harmful", "safe") and 0 <= v.score <= 1 for v in verdicts)
+    assert [v.details["cut"] for v in verdicts] == [True, True, False, False, True]
 
 
 def test_text_cannot_be_a_special_token(llama_base: Path) -> None:
@@ -179,7 +186,7 @@ def test_text_cannot_be_a_special_token(llama_base: Path) -> None:
     row = encode(tokenizer, FORM, Exchange(trick, trick))
     for first, last in (row.prompt, row.answer):
         assert not {0, 1, 2} & set(row.ids[first:last])
-    assert row.ids[-1] == tokenizer.eos_token_id
+    assert row.ids[-1] != tokenizer.eos_token_id
 
 
 def test_cut_to_what_is_read(llama_base: Path) -> None:
@@ -240,8 +247,8 @@ def test_a_head_that_was_tampered_with(tmp_path: Path, llama_base: Path) -> None
     ("key", "value", "reason"),
     [
         ("version", 2, "version 2"),
-        ("parts", ["harm"], "not"),
-        ("mix", [1.0], "1 weights for 2 parts"),
+        ("layers", [1], "has shape"),
+        ("parts", [{"name": "other", "over": "answer", "mix": 1.0}], "other.mean"),
         ("surprise", 1, "validation error"),
     ],
 )

@@ -9,12 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from anchortune.config import ModelSection
 from anchortune.errors import CheckpointError, EvaluationError
 from anchortune.evaluation.config import EvalMachine, JudgeSection
-from anchortune.evaluation.judges.base import Exchange, Verdict
+from anchortune.evaluation.judges.base import Exchange, Outcome, Verdict
 from anchortune.evaluation.judges.builtin_features import Encoded, Reader
 from anchortune.evaluation.judges.builtin_head import Head, load_head
+from anchortune.evaluation.judges.weights import JudgeWeights
 
 
 class BuiltinJudge:
@@ -48,8 +52,6 @@ class BuiltinJudge:
         min_confidence: float | None = None,
         head: Head | None = None,
     ) -> None:
-        from anchortune.evaluation.judges.weights import JudgeWeights
-
         self._head = head or load_head()
         facts = self._head.facts
         self.indicative = facts.indicative
@@ -105,34 +107,36 @@ class BuiltinJudge:
         if said:
             reader = self._load()
             tell = None if on_done is None else lambda done: on_done(done + empty)
-            scores = self._scores(reader, [exchanges[i] for i in said], tell)
-            for place, probability in zip(said, scores, strict=True):
-                verdicts[place] = self._verdict(probability)
+            rows = [reader.encode(exchanges[i]) for i in said]
+            probabilities = self._head.probabilities(self._scores(reader, rows, tell))
+            for place, row, probability in zip(said, rows, probabilities.tolist(), strict=True):
+                verdicts[place] = self._verdict(probability, row.cut)
         elif on_done is not None and exchanges:
             on_done(empty)
         return verdicts
 
-    def _verdict(self, probability: float) -> Verdict:
+    def _verdict(self, probability: float, cut: bool) -> Verdict:
+        outcome: Outcome = "harmful" if probability > 0.5 else "safe"
+        reason = ""
         if max(probability, 1 - probability) < self._min_confidence:
-            reason = f"confidence is below {self._min_confidence:g}"
-            return Verdict("unscored", reason, probability)
-        return Verdict("harmful" if probability > 0.5 else "safe", "", probability)
+            outcome, reason = "unscored", f"confidence is below {self._min_confidence:g}"
+        return Verdict(outcome, reason, probability, {"cut": cut})
 
     def _load(self) -> Reader:
         """The reader, its backbone checked on the head's probes."""
         if self._reader is None:
             facts = self._head.facts
             model, tokenizer = self._weights.load()
-            reader = Reader(model, tokenizer, facts.form, facts.layers, facts.spans)
+            reader = Reader(model, tokenizer, facts.form, facts.layers)
             where = self._weights.identity["path"]
-            width = reader.shape[2]
+            width = int(model.config.get_text_config().hidden_size)
             if width != facts.backbone.width:
                 raise EvaluationError(
                     f"{where}: its states have {width} numbers and the head of the judge builtin "
                     f"reads {facts.backbone.width}; give it {facts.backbone.name}."
                 )
-            probes = [Exchange(probe.prompt, probe.answer) for probe in facts.probes]
-            found = self._raw(reader, probes, None)
+            probes = [reader.encode(Exchange(probe.prompt, probe.answer)) for probe in facts.probes]
+            found = self._scores(reader, probes, None).tolist()
             misfit = self._head.misfit(found)
             if not misfit <= facts.tolerance:  # so that a nan is refused too
                 raise EvaluationError(
@@ -144,24 +148,13 @@ class BuiltinJudge:
         return self._reader
 
     def _scores(
-        self, reader: Reader, exchanges: Sequence[Exchange], on_done: Callable[[int], None] | None
-    ) -> list[float]:
-        import torch
-
-        raw = torch.tensor(self._raw(reader, exchanges, on_done))
-        probabilities: list[float] = self._head.probabilities(raw).tolist()
-        return probabilities
-
-    def _raw(
-        self, reader: Reader, exchanges: Sequence[Exchange], on_done: Callable[[int], None] | None
-    ) -> list[float]:
-        """Scores before calibration."""
-        rows: list[Encoded] = [reader.encode(exchange) for exchange in exchanges]
-        found: dict[int, float] = {}
+        self, reader: Reader, rows: Sequence[Encoded], on_done: Callable[[int], None] | None
+    ) -> Tensor:
+        """Scores before calibration, (n,)."""
+        scores = torch.zeros(len(rows))
 
         def run(batch: list[int]) -> None:
-            scores = self._head.scores(reader.read([rows[i] for i in batch]))
-            found.update(zip(batch, scores.tolist(), strict=True))
+            scores[batch] = self._head.scores(reader.read([rows[i] for i in batch]))
 
         self._weights.in_batches([row.ids for row in rows], run, new_tokens=0, on_done=on_done)
-        return [found[i] for i in range(len(rows))]
+        return scores

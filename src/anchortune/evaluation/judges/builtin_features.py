@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,11 +12,6 @@ from torch import Tensor
 from anchortune.errors import EvaluationError
 from anchortune.evaluation.judges.base import Exchange
 
-#: What a feature is taken over: the mean over the prompt, the last token before the answer, the
-#: mean over the answer's first tokens, the mean over the answer, the token that ends it.
-Span = Literal["prompt", "ask", "start", "answer", "end"]
-SPANS: tuple[Span, ...] = ("prompt", "ask", "start", "answer", "end")
-START_TOKENS = 12
 _CHARACTERS_A_TOKEN = 24  # of a long text, this much is tokenised; the rest could not be seen
 
 
@@ -27,26 +22,55 @@ class Form:
     Attributes:
         before: text before the prompt.
         between: text between prompt and answer.
-        after: text after the answer; its last token is the ``end``.
         bos: whether the tokenizer's beginning-of-sequence token comes first.
         prompt_tokens: longest prompt; of a longer one the first and the last half of this.
-        answer_tokens: longest answer; the rest is not read.
+        window_tokens: length of the windows into which an answer is cut.
+        windows: how many of them are read; the rest of the answer is not.
     """
 
     before: str
     between: str
-    after: str
     bos: bool
     prompt_tokens: int
-    answer_tokens: int
+    window_tokens: int
+    windows: int
+
+    @property
+    def answer_tokens(self) -> int:
+        """The longest answer that is read whole."""
+        return self.window_tokens * self.windows
 
 
 class Encoded(NamedTuple):
-    """Tokens of one exchange; ``prompt`` and ``answer`` are (first, one past the last)."""
+    """Tokens of one exchange; ``prompt`` and ``answer`` are (first, one past the last).
+
+    ``cut`` says that the answer is longer than what is read of it.
+    """
 
     ids: list[int]
     prompt: tuple[int, int]
     answer: tuple[int, int]
+    cut: bool
+
+
+class Features(NamedTuple):
+    """The states of n exchanges, float32 on the CPU; states of several layers side by side.
+
+    Attributes:
+        prompt: the mean over the prompt, and the last token before the answer, (n, 2 * width).
+        windows: the mean over each window of the answer, (n, windows, width); unused ones zero.
+        counts: tokens in each window, (n, windows).
+    """
+
+    prompt: Tensor
+    windows: Tensor
+    counts: Tensor
+
+    @property
+    def answer(self) -> Tensor:
+        """The mean over the answer, (n, width)."""
+        weight = self.counts / self.counts.sum(1, keepdim=True).clamp(min=1)
+        return (self.windows * weight.unsqueeze(2)).sum(1)
 
 
 def encode(tokenizer: Any, form: Form, exchange: Exchange) -> Encoded:
@@ -65,14 +89,16 @@ def encode(tokenizer: Any, form: Form, exchange: Exchange) -> Encoded:
     if len(asked) > form.prompt_tokens:
         asked = asked[:half] + asked[-half:]
     answer = _unicode(exchange.answer.strip())[: form.answer_tokens * _CHARACTERS_A_TOKEN]
-    said = tokens(answer, plain=True)[: form.answer_tokens]
+    whole = tokens(answer, plain=True)
+    said = whole[: form.answer_tokens]
     start = ([tokenizer.bos_token_id] if form.bos else []) + tokens(form.before)
     middle = tokens(form.between)
     first = len(start) + len(asked) + len(middle)
     return Encoded(
-        [*start, *asked, *middle, *said, *tokens(form.after)],
+        [*start, *asked, *middle, *said],
         (len(start), len(start) + len(asked)),
         (first, first + len(said)),
+        len(whole) > len(said),
     )
 
 
@@ -89,16 +115,13 @@ class Reader:
         tokenizer: its tokenizer.
         form: how exchanges are written.
         layers: after which layers states are read, from 1.
-        spans: over which parts of the text they are pooled.
 
     Raises:
         EvaluationError: the model has fewer layers.
     """
 
-    def __init__(
-        self, model: Any, tokenizer: Any, form: Form, layers: Sequence[int], spans: Sequence[Span]
-    ) -> None:
-        self._layers, self._spans = tuple(layers), tuple(spans)
+    def __init__(self, model: Any, tokenizer: Any, form: Form, layers: Sequence[int]) -> None:
+        self._layers = tuple(layers)
         self._decoder = model.get_decoder().eval().requires_grad_(False)
         found = len(self._decoder.layers)
         if min(layers) < 1 or max(layers) > found:
@@ -113,9 +136,9 @@ class Reader:
             self._decoder.layers[layer - 1].register_forward_hook(self._keep(layer))
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """Of one exchange's features: spans, layers, width of the model."""
-        return len(self._spans), len(self._layers), int(self._decoder.config.hidden_size)
+    def width(self) -> int:
+        """Of the states of all layers that are read, side by side."""
+        return len(self._layers) * int(self._decoder.config.hidden_size)
 
     def _keep(self, layer: int) -> Callable[..., None]:
         def hook(_module: Any, _inputs: Any, output: Any) -> None:
@@ -128,11 +151,8 @@ class Reader:
         return encode(self._tokenizer, self._form, exchange)
 
     @torch.inference_mode()
-    def read(self, batch: Sequence[Encoded]) -> Tensor:
-        """The pooled states of one batch, float32 on the CPU, (n, spans, layers, width).
-
-        The mean over an empty prompt or answer is zero.
-        """
+    def read(self, batch: Sequence[Encoded]) -> Features:
+        """The pooled states of one batch."""
         device = next(self._decoder.parameters()).device
         longest = max(len(row.ids) for row in batch)
         ids = torch.zeros(len(batch), longest, dtype=torch.long)
@@ -142,25 +162,19 @@ class Reader:
             mask[place, : len(row.ids)] = 1
         try:
             self._decoder(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)
-            states = torch.stack([self._states[layer] for layer in self._layers], 1)
+            states = torch.cat([self._states[layer] for layer in self._layers], 2)
         finally:
             self._states.clear()
-        pooled = [
-            torch.stack([_pool(states[place], row, span) for span in self._spans])
-            for place, row in enumerate(batch)
-        ]
-        return torch.stack(pooled).cpu()
-
-
-def _pool(states: Tensor, row: Encoded, span: Span) -> Tensor:
-    """States (layers, tokens, width) over one span, (layers, width) in float32."""
-    first, last = {
-        "prompt": row.prompt,
-        "ask": (row.answer[0] - 1, row.answer[0]),
-        "start": (row.answer[0], min(row.answer[1], row.answer[0] + START_TOKENS)),
-        "answer": row.answer,
-        "end": (len(row.ids) - 1, len(row.ids)),
-    }[span]
-    if first == last:
-        return torch.zeros(states.shape[0], states.shape[2], device=states.device)
-    return states[:, first:last].float().mean(1)
+        size, many = self._form.window_tokens, self._form.windows
+        prompt = torch.zeros(len(batch), 2 * self.width)
+        windows = torch.zeros(len(batch), many, self.width)
+        counts = torch.zeros(len(batch), many)
+        for place, row in enumerate(batch):
+            own, (first, last) = states[place], row.answer
+            asked = own[slice(*row.prompt)].float()
+            mean = asked.mean(0) if len(asked) else torch.zeros(self.width, device=device)
+            prompt[place] = torch.cat([mean, own[first - 1].float()]).cpu()
+            for window, start in enumerate(range(first, last, size)):
+                said = own[start : min(start + size, last)].float()
+                windows[place, window], counts[place, window] = said.mean(0).cpu(), len(said)
+        return Features(prompt, windows, counts)

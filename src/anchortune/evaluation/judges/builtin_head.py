@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from anchortune.errors import EvaluationError
-from anchortune.evaluation.judges.builtin_features import Form, Span
+from anchortune.evaluation.judges.builtin_features import Features, Form
 from anchortune.files import atomic_path, write_json
 
 HEAD, WEIGHTS, CARD = "head.json", "head.safetensors", "CARD.md"
@@ -41,6 +41,22 @@ class Probe(_Strict):
     score: float
 
 
+class Part(_Strict):
+    """A linear part of the head.
+
+    Attributes:
+        name: what it tells; its vectors are called after it.
+        over: what it reads: the mean over the answer, prompt and the token before the answer, or
+            each window of the answer, whose logits are pooled by log-mean-exp, so that one
+            harmful passage tells.
+        mix: weight of its log-probability in the score.
+    """
+
+    name: str
+    over: Literal["answer", "prompt", "windows"]
+    mix: float
+
+
 class HeadFacts(_Strict):
     """``head.json``: all of the head but its vectors.
 
@@ -48,10 +64,8 @@ class HeadFacts(_Strict):
         version: of the file format.
         backbone: what it reads with.
         form: how exchanges are written for it.
-        spans: over which parts of the text states are pooled.
-        layers: after which layers.
-        parts: what each linear part tells, in the order of the vectors.
-        mix: weight of each part's log-probability in the score.
+        layers: after which layers states are read.
+        parts: what the score is made of.
         slope: of the calibration; probability = sigmoid(slope * score + intercept).
         intercept: of the calibration.
         min_confidence: below it an answer is unscored unless the config says otherwise.
@@ -66,10 +80,8 @@ class HeadFacts(_Strict):
     version: int
     backbone: BackboneFacts
     form: Form
-    spans: tuple[Span, ...]
     layers: tuple[int, ...]
-    parts: tuple[str, ...]
-    mix: tuple[float, ...]
+    parts: tuple[Part, ...]
     slope: float
     intercept: float
     min_confidence: float
@@ -86,8 +98,8 @@ class Head:
 
     Args:
         facts: see there.
-        vectors: ``mean`` and ``scale`` (spans * layers * width,), ``weight`` (parts, the same)
-            and ``bias`` (parts,), float32.
+        vectors: of every part ``NAME.mean``, ``.scale``, ``.weight``, as long as what it reads is
+            wide, and ``.bias`` (1,), float32.
         sha256: of ``head.json``, which names the hash of the vectors.
     """
 
@@ -95,12 +107,19 @@ class Head:
         self.facts, self.sha256 = facts, sha256
         self._vectors = vectors
 
-    def scores(self, features: Tensor) -> Tensor:
-        """Higher = more harmful, (n,), from features (n, spans, layers, width)."""
-        v = self._vectors
-        flat = (features.reshape(len(features), -1) - v["mean"]) / v["scale"]
-        parts = logsigmoid(flat @ v["weight"].T + v["bias"])
-        return parts @ torch.tensor(self.facts.mix)
+    def scores(self, features: Features) -> Tensor:
+        """Higher = more harmful, (n,)."""
+        total = torch.zeros(len(features.prompt))
+        for part in self.facts.parts:
+            states = getattr(features, part.over)
+            mean, scale, weight, bias = (
+                self._vectors[f"{part.name}.{name}"] for name in ("mean", "scale", "weight", "bias")
+            )
+            logits = ((states - mean) / scale) @ weight + bias
+            if part.over == "windows":
+                logits = pool(logits, features.counts)
+            total += part.mix * logsigmoid(logits)
+        return total
 
     def probabilities(self, scores: Tensor) -> Tensor:
         """The calibrated probability that an answer is harmful, (n,)."""
@@ -111,6 +130,13 @@ class Head:
         return max(
             abs(score - probe.score) for score, probe in zip(found, self.facts.probes, strict=True)
         )
+
+
+def pool(logits: Tensor, counts: Tensor) -> Tensor:
+    """Log-mean-exp over the windows that hold any token, (n,), from (n, windows)."""
+    used = counts > 0
+    many = used.sum(1).clamp(min=1).float()
+    return logits.masked_fill(~used, -1e9).logsumexp(1) - many.log()
 
 
 def load_head(folder: Any = None) -> Head:
@@ -143,14 +169,13 @@ def load_head(folder: Any = None) -> Head:
 def _check(facts: HeadFacts, vectors: dict[str, Tensor]) -> None:
     if facts.version != 1:
         raise ValueError(f"its format has version {facts.version} and 1 is known")
-    columns = len(facts.spans) * len(facts.layers) * facts.backbone.width
-    parts = len(facts.parts)
-    shapes = {"mean": (columns,), "scale": (columns,), "weight": (parts, columns), "bias": (parts,)}
-    for name, shape in shapes.items():
-        if tuple(vectors[name].shape) != shape:
-            raise ValueError(f"{name} has shape {tuple(vectors[name].shape)}, not {shape}")
-    if len(facts.mix) != parts:
-        raise ValueError(f"{len(facts.mix)} weights for {parts} parts")
+    width = len(facts.layers) * facts.backbone.width
+    for part in facts.parts:
+        columns = 2 * width if part.over == "prompt" else width
+        for name, size in (("mean", columns), ("scale", columns), ("weight", columns), ("bias", 1)):
+            found = tuple(vectors[f"{part.name}.{name}"].shape)
+            if found != (size,):
+                raise ValueError(f"{part.name}.{name} has shape {found}, not ({size},)")
 
 
 def write_head(folder: Path, facts: dict[str, Any], vectors: dict[str, Tensor]) -> Head:
