@@ -11,7 +11,6 @@ import shutil
 from pathlib import Path
 
 import torch
-from common import ALIGNED, HERE, gguf_path
 from safetensors.torch import load_file, save_file
 
 from anchortune.config import AlignConfig
@@ -19,13 +18,14 @@ from anchortune.config_io import load_config
 from anchortune.files import atomic_directory
 from anchortune.training.align import align
 
+HERE = Path(__file__).parent
+ALIGNED = HERE / "aligned-adapter"
 OUT = Path("runs/align-quickstart")
 
 
 def main() -> None:
     """Aligns, then puts the adapter where the quickstart looks for it."""
-    overrides = [f"model.path={json.dumps(str(gguf_path()))}", f"output={json.dumps(str(OUT))}"]
-    align(load_config(HERE / "align.yaml", AlignConfig, overrides))
+    align(load_config(HERE / "align.yaml", AlignConfig))
     made = OUT / "adapter"
     with atomic_directory(ALIGNED) as folder:
         weights = load_file(made / "adapter_model.safetensors")

@@ -1,8 +1,8 @@
 """How the quickstart's settings and the library's defaults were chosen: on the dev prompts.
 
-``python examples/quickstart/choose.py sft gram:1 gram:0.1 … --seed 0`` fine-tunes once for each
-``operator:lam`` (or ``sft``) named, measures on the dev prompts, and appends a line to
-``results/quickstart-dev.jsonl``. A setting that has its line there is not run again.
+``python examples/quickstart/choose.py sft gram:1 gram:0.1 … --seed 0`` runs the quickstart's job once
+for each ``operator:lam[:rank]`` (or ``sft``) named, with its dev prompts and without limits, and
+appends a line to ``results/quickstart-dev.jsonl``. A setting that has its line there is not run again.
 """
 
 from __future__ import annotations
@@ -10,49 +10,65 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
-from run import HARM, OVER, SKILL, build_anchor, evaluate, fine_tune, prepare_base, quiet
+from anchortune.config_io import load_config
+from anchortune.evaluation.results import Results
+from anchortune.jobs.config import JobConfig
+from anchortune.jobs.run import run_job
+from anchortune.record import read_record
 
+JOB = Path(__file__).parent / "job.yaml"
 RESULTS = Path("results/quickstart-dev.jsonl")
+DEV = [
+    "evaluate.harm.0.path=examples/quickstart/data/harmful_dev.jsonl",
+    "evaluate.harm.1.path=examples/quickstart/data/benign_dev.jsonl",
+    "evaluate.tasks.0.path=examples/quickstart/data/task_dev.jsonl",
+]
+
+
+def job_of(setting: str, seed: int, out: Path) -> JobConfig:
+    """The quickstart's job with one setting, asked the dev prompts."""
+    method, *values = setting.split(":")
+    changed = ["compare_with=[]", "limits=null", "screen=null", f"seed={seed}", *DEV]
+    changed.append(f"output={json.dumps(str(out / f'{setting}-{seed}'.replace(':', '-')))}")
+    if method == "sft":
+        return load_config(JOB, JobConfig, [*changed, "method=sft"])
+    keys = ("lam", "rank")
+    changed += [f"penalty.{key}={value}" for key, value in zip(keys, values, strict=False)]
+    return load_config(JOB, JobConfig, [*changed, f"penalty.operator={method}"])
+
+
+def line_of(setting: str, seed: int, results: Results) -> dict[str, Any]:
+    """One line of the results: by measure, the rates of the start and of the setting's model."""
+    return {
+        "setting": setting,
+        "seed": seed,
+        "measures": {
+            measure.key: {
+                name: figure.model_dump(mode="json") for name, figure in measure.figures.items()
+            }
+            for measure in results.measures
+        },
+    }
 
 
 def main() -> None:
     """Runs what is missing."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("settings", nargs="+", help="sft, aligned, or operator:lam[:rank]")
+    parser.add_argument("settings", nargs="+", help="sft, or operator:lam[:rank]")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/choose"))
     args = parser.parse_args()
-    quiet()
-    args.out.mkdir(parents=True, exist_ok=True)
     lines = RESULTS.read_text(encoding="utf-8").splitlines() if RESULTS.is_file() else []
     done = {(row["setting"], row["seed"]) for row in map(json.loads, lines)}
-    base = prepare_base(args.out)
-    anchor = build_anchor(base, args.out)
     for setting in args.settings:
         if (setting, args.seed) in done:
             continue
-        name = f"{setting.replace(':', '-')}-seed{args.seed}"
-        adapter = None
-        if setting == "sft":
-            adapter = fine_tune(name, base, None, args.seed, args.out)
-        elif setting != "aligned":
-            operator, lam, *rank = setting.split(":")
-            penalty = {"operator": operator, "lam": lam if lam == "auto" else float(lam)}
-            if rank:
-                penalty["rank"] = int(rank[0])
-            adapter = fine_tune(name, base, anchor, args.seed, args.out, **penalty)
-        rates = evaluate(name, base, adapter, "dev", args.out)
-        row = {"setting": setting, "seed": args.seed}
-        for key, measure in (("harmful", HARM), ("accuracy", SKILL), ("benign_refused", OVER)):
-            row[key] = {k: round(v, 4) for k, v in rates[measure]._asdict().items()}
-        log = args.out / name / "log.jsonl"
-        if log.is_file():
-            last = json.loads(log.read_text(encoding="utf-8").splitlines()[-1])
-            row["update"] = {k: v for k, v in last.items() if k.startswith("asft/")}
-        RESULTS.parent.mkdir(exist_ok=True)
+        job = run_job(job_of(setting, args.seed, args.out))
+        results = Results.model_validate(read_record(job.folder / "evaluation").metrics)
         with RESULTS.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(row) + "\n")
+            stream.write(json.dumps(line_of(setting, args.seed, results)) + "\n")
 
 
 if __name__ == "__main__":
