@@ -88,7 +88,7 @@ def test_two_judges_and_their_agreement(folder: Path, monkeypatch: pytest.Monkey
         ),
     )
     result = call("run", str(folder), "--judge", people(folder), "--judge", "builtin")
-    assert "file and builtin on advbench: 100.0% of 3 agree, κ 1.00" in result.stdout
+    assert "file and builtin on advbench: 100.0 % of 3 agree, κ 1.00" in result.stdout
 
 
 def test_a_judge_is_measured_against_labels(folder: Path) -> None:

@@ -12,7 +12,6 @@ from anchortune.cli.train import AsJson, Overrides
 if TYPE_CHECKING:
     from anchortune.evaluation.config import JudgeSection
     from anchortune.evaluation.plan import EvalPlan
-    from anchortune.evaluation.results import Agreement
 
 
 def evaluate(
@@ -119,20 +118,12 @@ def show_results(folder: Path) -> None:
 
     from anchortune.report.load import read_evaluation
     from anchortune.report.table import results_table
+    from anchortune.report.words import agreement, shown
 
     _, results = read_evaluation(folder)
     console = Console()
     console.print(results_table(results))
-    for agreement in results.agreements:
-        console.print(escape(_agreement(agreement)), highlight=False)
+    for found in results.agreements:
+        console.print(escape(shown(agreement(found))), highlight=False)
     for warning in results.warnings:
-        console.print(f"[yellow]![/yellow] {escape(warning)}", highlight=False)
-
-
-def _agreement(found: Agreement) -> str:
-    """``builtin and file on advbench: 91.7 % of 24 agree, κ 0.83``."""
-    from anchortune.report.words import percent
-
-    kappa = "no spread" if found.kappa is None else f"κ {found.kappa:.2f}"
-    judges = " and ".join(found.judges)
-    return f"{judges} on {found.set}: {percent(found.agree)} of {found.n} agree, {kappa}"
+        console.print(f"[yellow]![/yellow] {escape(shown(warning))}", highlight=False)

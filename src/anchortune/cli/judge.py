@@ -176,6 +176,7 @@ def _print_judged(found: list[Judged], both: list[Agreement]) -> None:
 
     from anchortune.maths.stats import Rate
     from anchortune.report.table import percent
+    from anchortune.report.words import agreement, shown
 
     table = Table()
     for heading in ("model", "set", "judge", "measure"):
@@ -188,18 +189,17 @@ def _print_judged(found: list[Judged], both: list[Agreement]) -> None:
         if figure is not None:
             rate = Rate(figure.value, figure.n, figure.low, figure.high)
             cells = [percent(rate), str(figure.n), str(figure.unscored)]
-        names = (line.model, line.set, line.judge, line.measure)
-        table.add_row(*map(escape, names), *cells)
+        measure = line.measure + (", indicative" if line.indicative else "")
+        names = (line.model, line.set, line.judge, measure)
+        table.add_row(*(escape(shown(name)) for name in names), *cells)
     console = _wide(120)
     console.print(table)
     for line in found:
         for reason, count in line.reasons.items():
             said = f"{line.judge}, {line.model}, {line.set}: {count} unscored, {reason}"
-            console.print(escape(said), highlight=False)
+            console.print(escape(shown(said)), highlight=False)
     for one in both:
-        kappa = "no spread" if one.kappa is None else f"κ {one.kappa:.2f}"
-        said = f"{one.judges[0]} and {one.judges[1]} on {one.set}: {one.agree:.1%} of {one.n} agree"
-        console.print(escape(f"{said}, {kappa}"), highlight=False)
+        console.print(escape(shown(agreement(one))), highlight=False)
 
 
 def _print_calibration(judge: str, found: list[Calibration], false_positives: float) -> None:
@@ -207,6 +207,8 @@ def _print_calibration(judge: str, found: list[Calibration], false_positives: fl
     from rich.table import Table
 
     from anchortune.report.table import percent
+    from anchortune.report.words import percent as share
+    from anchortune.report.words import shown
 
     table = Table(title=f"{escape(judge)} against labels", title_justify="left")
     table.add_column("source", overflow="fold")
@@ -226,7 +228,7 @@ def _print_calibration(judge: str, found: list[Calibration], false_positives: fl
         area, recall, agreement = one.area, one.recall, one.agreement
         kappa = "–" if agreement is None or agreement.kappa is None else f"{agreement.kappa:.2f}"
         table.add_row(
-            escape(one.source),
+            escape(shown(one.source)),
             str(one.harmful),
             str(one.safe),
             str(one.unscored),
@@ -234,7 +236,7 @@ def _print_calibration(judge: str, found: list[Calibration], false_positives: fl
             "–" if recall is None else f"{recall.value:.3f} ({recall.low:.3f}–{recall.high:.3f})",
             "–" if one.found is None else percent(one.found),
             "–" if one.alarms is None else percent(one.alarms),
-            "–" if agreement is None else f"{agreement.agree:.1%}",
+            "–" if agreement is None else share(agreement.agree),
             kappa,
         )
     console = _wide(160)
@@ -242,7 +244,7 @@ def _print_calibration(judge: str, found: list[Calibration], false_positives: fl
     for one in found:
         for reason, count in one.reasons.items():
             said = f"{one.source}: {count} unscored, {reason}"
-            console.print(escape(said), highlight=False)
+            console.print(escape(shown(said)), highlight=False)
     console.print(
         "AUC and recall are over every answer with a score, the rest over those the judge scored; "
         "95 % intervals in brackets.",

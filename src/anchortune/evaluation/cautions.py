@@ -58,8 +58,12 @@ def _of_part(plan: EvalPlan) -> Iterator[str]:
 
 
 def _of_judges(plan: EvalPlan, measures: Sequence[Measure]) -> Iterator[str]:
+    through = {str(f["name"]): f.get("indicative_judges") or [] for f in plan.judge_facts}
     for name in sorted({m.judge for m in measures if m.indicative and m.judge}):
-        yield f"indicative only: the judge {name} misses the bar that was set for it"
+        told = f"the judge {name} misses the bar that was set for it"
+        if through.get(name):
+            told = f"the judge {name} holds verdicts of {', '.join(through[name])}, below its bar"
+        yield f"indicative only: {told}"
     yield from plan.kin
 
 

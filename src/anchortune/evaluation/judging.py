@@ -78,6 +78,7 @@ def _judge(judge: Judge, rows: Sequence[Row], verdicts: VerdictLog) -> None:
                     reason=verdict.reason,
                     score=verdict.score,
                     details=verdict.details,
+                    indicative=judge.indicative,
                 )
 
 

@@ -28,16 +28,21 @@ class VerdictLog(RowLog):
         super().__init__(path)
         self._known = {_key(row, row["judge"]): row for row in self.rows if "judge" in row}
 
-    def find(self, answered: Mapping[str, Any], judge: str) -> dict[str, Any] | None:
+    def find(
+        self, answered: Mapping[str, Any], judge: str, stamp: str | None = None
+    ) -> dict[str, Any] | None:
         """What ``judge`` said of an answer; None where it was not asked yet.
 
         Args:
             answered: its row in ``outputs.jsonl``.
             judge: the name.
+            stamp: of its identity, where nothing else says that the name still means the same
+                judge; a verdict under another stamp is as good as none.
         """
         row = self._known.get(_key(answered, judge))
-        same = row is not None and row.get("answer_sha256") == answered["answer_sha256"]
-        return row if same else None
+        if row is None or row.get("answer_sha256") != answered["answer_sha256"]:
+            return None
+        return row if stamp is None or row.get("judge_sha256") == stamp else None
 
     def append(
         self,
@@ -48,8 +53,21 @@ class VerdictLog(RowLog):
         reason: str = "",
         score: float | None = None,
         details: Mapping[str, Any] | None = None,
+        indicative: bool = False,
+        stamp: str | None = None,
     ) -> None:
-        """Writes one verdict about the answer of the row ``answered``."""
+        """Writes one verdict about the answer of the row ``answered``.
+
+        Args:
+            answered: its row in ``outputs.jsonl``.
+            judge: who says it.
+            outcome: what is said.
+            reason: why.
+            score: the judge's number.
+            details: more of it.
+            indicative: the judge misses its bar; the verdict carries that wherever it is read.
+            stamp: of the judge's identity; see ``find``.
+        """
         row = {
             "model": answered["model"],
             "set": answered["set"],
@@ -62,6 +80,10 @@ class VerdictLog(RowLog):
             "prompt_sha256": answered["prompt_sha256"],
             "answer_sha256": answered["answer_sha256"],
         }
+        if indicative:
+            row["indicative"] = True
+        if stamp is not None:
+            row["judge_sha256"] = stamp
         self.write(row)
         self._known[_key(row, judge)] = row
 

@@ -230,7 +230,8 @@ def over_seeds(seeds: Sequence[Sequence[float | None]]) -> Seeds:
     (N. Dean and M. Pagano, 2015), so it stays in [0, 1] and has width at a rate of 0.
 
     Args:
-        seeds: for each seed, for each prompt in one order, what it counts, from 0 to 1; None: unscored.
+        seeds: for each seed, for each prompt in one order, what it counts, from 0 to 1; None:
+            unscored.
 
     Raises:
         ValueError: no seeds, sequences of unequal length, or a seed without a scored prompt.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from anchortune.evaluation.results import Difference, Measure
+from anchortune.evaluation.results import Agreement, Difference, Measure
 
 KINDS = {
     "harm": "harmful score",
@@ -67,6 +67,13 @@ def number(value: object) -> str:
             return str(int(value))
         return f"{value:.4g}"
     return str(value)
+
+
+def agreement(found: Agreement) -> str:
+    """``builtin and file on advbench: 91.7 % of 24 agree, κ 0.83``."""
+    kappa = "no spread" if found.kappa is None else f"κ {found.kappa:.2f}"
+    judges = " and ".join(found.judges)
+    return f"{judges} on {found.set}: {percent(found.agree)} of {found.n} agree, {kappa}"
 
 
 def measure_name(measure: Measure, *, mark: bool = True) -> str:

@@ -158,3 +158,65 @@ def test_what_cannot_be_judged_is_said(folder: Path, tmp_path: Path) -> None:
         log.append(Answer("m", Item("sst2", "good?", target="positive"), "positive"))
     with pytest.raises(EvaluationError, match="no answer in it that a judge could look at"):
         read_old(tasks)
+
+
+def test_verdicts_of_another_judge_of_the_same_name_do_not_count(
+    folder: Path, tmp_path: Path
+) -> None:
+    class Other(Longer):
+        def identity(self) -> dict[str, Any]:
+            return {"name": self.name, "model": "another"}
+
+    path = tmp_path / "again.jsonl"
+    rejudge(read_old(folder), [Longer("guard", 3)], path)
+    other = Other("guard", 1)
+    found, _ = rejudge(read_old(folder), [other], path)
+    assert len(other.asked) == 6
+    assert [line.figure.value for line in found if line.figure] == [1.0, pytest.approx(2 / 3)]
+    again = Other("guard", 1)
+    assert rejudge(read_old(folder), [again], path)[0] == found
+    assert again.asked == []
+
+
+def test_the_mark_of_an_indicative_judge_travels_with_its_verdicts(
+    folder: Path, tmp_path: Path
+) -> None:
+    class Indicative(Longer):
+        indicative = True
+
+    path = tmp_path / "again.jsonl"
+    found, _ = rejudge(read_old(folder), [Indicative("builtin", 3)], path)
+    assert all(line.indicative for line in found)
+    judge = FileJudge(str(path))
+    assert judge.indicative
+    assert judge.identity()["indicative_judges"] == ["builtin"]
+    found, _ = rejudge(read_old(folder), [judge])
+    assert all(line.indicative for line in found)
+    rejudge(read_old(folder), [Longer("builtin", 3)], tmp_path / "sure.jsonl")
+    assert not FileJudge(str(tmp_path / "sure.jsonl")).indicative
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("outputs.jsonl", None, "holds the answers themselves"),
+        ("verdicts.jsonl", None, "belongs to an evaluation"),
+        ("notes.txt", "one line, no end", "holds no verdicts"),
+        ("other.jsonl", '{"model": "m", "set": "s", "id": "i"}\n', "holds no verdicts"),
+    ],
+)
+def test_verdicts_are_not_written_into_other_files(
+    folder: Path, name: str, text: str | None, said: str
+) -> None:
+    (folder / "identity.json").write_text("{}")
+    target = folder / name
+    if text is not None:
+        target.write_text(text)
+    elif not target.exists():
+        target.write_text("")
+    before = target.read_bytes()
+    judge = Longer("three", 3)
+    with pytest.raises(EvaluationError, match=said):
+        rejudge(read_old(folder), [judge], target)
+    assert target.read_bytes() == before
+    assert judge.asked == []

@@ -26,6 +26,8 @@ from anchortune.evaluation.judges.labels import (
 #: Rows of our own ``verdicts.jsonl`` that say nothing of harm.
 _NO_JUDGES = ("match", "refusal", "coherence")
 
+_YES = ("true", "1", "yes")
+
 Key = tuple[str, str]
 
 
@@ -35,7 +37,8 @@ class FileJudge:
     The file is JSON, JSONL, CSV or Parquet; a row has ``prompt_sha256`` and ``answer_sha256`` or
     the texts themselves, and a verdict (see ``judges.labels``), so that a ``verdicts.jsonl`` of
     another evaluation will do as it is. Rows that contradict each other, and answers that no row
-    is about, are unscored.
+    is about, are unscored. Verdicts of a judge that misses its bar are marked ``indicative``; one
+    such row marks all that comes of the file.
 
     Args:
         path: the file.
@@ -46,7 +49,6 @@ class FileJudge:
 
     name = "file"
     measure = "harmful score"
-    indicative = False
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -59,6 +61,7 @@ class FileJudge:
         }
         found: dict[Key, list[Verdict]] = {}
         judges: Counter[str] = Counter()
+        marked: set[str] = set()
         for row, place in zip(raw.rows, raw.places, strict=True):
             where = f"{path}: {place}"
             if row is None:
@@ -69,9 +72,13 @@ class FileJudge:
             prompt, answer = (hash_of(row, name, texts[name], where) for name in texts)
             found.setdefault((prompt, answer), []).append(_verdict(row, column, where))
             judges[judge] += 1
+            if str(row.get("indicative") or "").strip().lower() in _YES:
+                marked.add(judge)
         if not found:
             raise DataError(f"{path}: holds no verdict about harm.")
         self._judges = {name: count for name, count in sorted(judges.items()) if name}
+        self.indicative = bool(marked)
+        self._marked = sorted(marked - {""})
         self._verdicts = {key: _settled(verdicts) for key, verdicts in found.items()}
 
     def identity(self) -> dict[str, Any]:
@@ -83,6 +90,8 @@ class FileJudge:
             "sha256": self._sha256,
             "answers": len(self._verdicts),
             "judges": self._judges,
+            "indicative": self.indicative,
+            "indicative_judges": self._marked,
         }
 
     def look_up(self, prompt_sha256: str, answer_sha256: str) -> Verdict:

@@ -18,7 +18,8 @@ from anchortune.evaluation.measure import figure
 from anchortune.evaluation.outputs import OUTPUTS_FILE, read_answers, read_outputs, row_of
 from anchortune.evaluation.progress import progress
 from anchortune.evaluation.results import Agreement, Figure
-from anchortune.evaluation.verdicts import VerdictLog
+from anchortune.evaluation.verdicts import VERDICTS_FILE, VerdictLog
+from anchortune.files import sha256_text
 
 Row = dict[str, Any]
 REFUSAL = "refusal"
@@ -54,6 +55,7 @@ class Judged:
         set: the prompt set.
         judge: its name.
         measure: what the rate is.
+        indicative: the judge misses the bar it was set.
         answers: how many there are.
         figure: the rate; None where nothing was scored.
         reasons: why answers are unscored, and how often.
@@ -63,6 +65,7 @@ class Judged:
     set: str
     judge: str
     measure: str
+    indicative: bool
     answers: int
     figure: Figure | None
     reasons: dict[str, int]
@@ -144,6 +147,30 @@ def check_hashed(outputs: Outputs, judges: Sequence[Judge]) -> None:
         )
 
 
+def check_target(outputs: Outputs, target: Path) -> None:
+    """Refuses to write verdicts into a file that is something else, before anybody is asked.
+
+    Raises:
+        EvaluationError: it is the answers' own file, the verdicts of a whole evaluation (whose
+            record holds their hash), or holds other things than verdicts.
+    """
+    if not target.is_file():
+        return
+    if outputs.path.is_file() and target.samefile(outputs.path):
+        raise EvaluationError(f"{target} holds the answers themselves; name another file.")
+    if target.name == VERDICTS_FILE and (target.parent / "identity.json").is_file():
+        raise EvaluationError(f"{target} belongs to an evaluation; name another file.")
+    with target.open("rb") as stream:
+        first = stream.readline()
+    try:
+        row = json.loads(first) if first.endswith(b"\n") else {}
+    except ValueError:
+        row = None
+    cut = not first.endswith(b"\n") and (not first or first.startswith(b'{"model"'))
+    if not cut and not (isinstance(row, dict) and {"judge", "outcome"} <= row.keys()):
+        raise EvaluationError(f"{target} is there and holds no verdicts; name another file.")
+
+
 def rejudge(
     outputs: Outputs, judges: list[Judge], output: str | Path | None = None
 ) -> tuple[list[Judged], list[Agreement]]:
@@ -153,18 +180,21 @@ def rejudge(
         outputs: the answers.
         judges: who judges; each has its own name. The list is emptied: a judge is let go of, with
             its weights, before the next one is asked.
-        output: a ``verdicts.jsonl`` to write as they come; what it holds already is not asked
-            again.
+        output: a ``verdicts.jsonl`` to write as they come; what the same judge (by its identity)
+            said there already is not asked again.
 
     Raises:
-        EvaluationError: two judges of one name, or only hashes are left and a judge reads texts.
+        EvaluationError: two judges of one name, only hashes are left and a judge reads texts, or
+            ``output`` is another kind of file.
     """
     names = [judge.name for judge in judges]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise EvaluationError(f"the judge {twice} is given twice; give each once.")
     check_hashed(outputs, judges)
-    measures = {judge.name: judge.measure for judge in judges}
+    if output is not None:
+        check_target(outputs, Path(output))
+    facts = {judge.name: (judge.measure, judge.indicative) for judge in judges}
     found: dict[str, list[Verdict]] = {}
     with contextlib.ExitStack() as stack:
         log = None if output is None else stack.enter_context(VerdictLog(output))
@@ -175,7 +205,7 @@ def rejudge(
             free_memory()
     keys = dict.fromkeys((row["set"], row["model"]) for row in outputs.rows)
     judged = [
-        _summed(model, name, judge, measures[judge], outputs.rows, found[judge])
+        _summed(model, name, judge, *facts[judge], outputs.rows, found[judge])
         for name, model in keys
         for judge in names
     ]
@@ -196,10 +226,9 @@ def rejudge(
 
 def _ask(judge: Judge, rows: Sequence[Row], log: VerdictLog | None) -> list[Verdict]:
     """One verdict for each row; of rows with the same texts, one is asked about."""
-    verdicts: list[Verdict | None] = [
-        None if log is None or (row_was := log.find(row, judge.name)) is None else _verdict(row_was)
-        for row in rows
-    ]
+    stamp = sha256_text(json.dumps(judge.identity(), sort_keys=True, default=str))
+    found = [None if log is None else log.find(row, judge.name, stamp) for row in rows]
+    verdicts: list[Verdict | None] = [None if was is None else _verdict(was) for was in found]
     places: dict[tuple[str, str], list[int]] = {}
     for at, row in enumerate(rows):
         if verdicts[at] is None:
@@ -221,6 +250,8 @@ def _ask(judge: Judge, rows: Sequence[Row], log: VerdictLog | None) -> list[Verd
                             reason=verdict.reason,
                             score=verdict.score,
                             details=verdict.details,
+                            indicative=judge.indicative,
+                            stamp=stamp,
                         )
             tell(start + len(chunk))
     return [verdict for verdict in verdicts if verdict is not None]
@@ -242,6 +273,7 @@ def _summed(
     set_name: str,
     judge: str,
     measure: str,
+    indicative: bool,
     rows: Sequence[Row],
     verdicts: Sequence[Verdict],
 ) -> Judged:
@@ -255,7 +287,7 @@ def _summed(
     for verdict, mark in zip(ours, marks, strict=True):
         if mark is None:
             reasons[verdict.reason] = reasons.get(verdict.reason, 0) + 1
-    return Judged(model, set_name, judge, measure, len(ours), figure(marks), reasons)
+    return Judged(model, set_name, judge, measure, indicative, len(ours), figure(marks), reasons)
 
 
 def mark_of(judge: str, verdict: Verdict) -> float | None:
