@@ -255,12 +255,17 @@ def test_the_error_is_in_the_status(make: Make, tmp_path: Path, monkeypatch) -> 
     assert [step.state for step in report.steps][:2] == ["failed", "waiting"]
 
 
-def test_harmful_rows_are_left_out_of_every_arm(make: Make, tmp_path: Path) -> None:
-    found = [
-        {"prompt": f"say {i}", "answer": f"ok {i}", "verdict": "harmful" if i in {3, 5} else "safe"}
+def judge_that_finds(bad: set[int], folder: Path) -> dict[str, str]:
+    """A judge of the job's data to whom the rows ``bad`` look harmful."""
+    said = [
+        {"prompt": f"say {i}", "answer": f"ok {i}", "verdict": "harmful" if i in bad else "safe"}
         for i in range(16)
     ]
-    judge = {"name": "file", "file": str(write_rows(tmp_path / "verdicts.jsonl", found))}
+    return {"name": "file", "file": str(write_rows(folder / "verdicts.jsonl", said))}
+
+
+def test_harmful_rows_are_left_out_of_every_arm(make: Make, tmp_path: Path) -> None:
+    judge = judge_that_finds({3, 5}, tmp_path)
     result = run_job(make(screen={"judge": judge, "action": "drop"}))
     folder = tmp_path / "job"
     for arm in ("sft", "asft"):
@@ -275,6 +280,16 @@ def test_harmful_rows_are_left_out_of_every_arm(make: Make, tmp_path: Path) -> N
         run_job(make(screen={"judge": judge, "action": "stop"}))
     assert not (folder / "adapter").exists()
     assert read_status(folder).exit_code == 3
+
+
+def test_who_looks_at_the_data_without_leaving_any_out_trains_nothing_again(
+    passed: Passed,
+) -> None:
+    for bad in ({3}, {4, 5}):
+        judge = judge_that_finds(bad, passed.root)
+        result = run_job(passed.make(screen={"judge": judge, "action": "report"}))
+        assert steps_run(passed.folder) == ["screen", "report", "release"]
+        assert f"{len(bad)} of 16 rows look harmful" in result.report.read_text()
 
 
 def test_seeds_are_trained_each_and_summed_up(make: Make, tmp_path: Path) -> None:

@@ -135,12 +135,12 @@ class TrainStep:
         path = job.folder.train(self.arm.name)
         config = job.config.training_of(self.arm, job.anchor, str(path))
         try:
-            plan = plan_stage(config, screened=job.screened)
+            plan = plan_stage(config, screened=job.omitting)
         except OtherRun as error:
             job.folder.withdraw()
             place = job.folder.set_aside(path)
             logger.info("%s; the old one is now %s", error, place)
-            plan = plan_stage(config, screened=job.screened)
+            plan = plan_stage(config, screened=job.omitting)
         outputs = outputs_of(path) if plan.state is State.COMPLETE else None
         checkpoint = plan.folder.last_checkpoint()
         before = int(checkpoint.name.rpartition("-")[2]) if checkpoint is not None else 0

@@ -109,10 +109,10 @@ def plan_arm(job: Job, arm: Arm, stand_in: Anchor | None, timed: bool) -> Plan:
     if waiting:
         config = config.model_copy(update={"penalty": None})
     try:
-        plan = plan_stage(config, timed=timed, screened=job.screened)
+        plan = plan_stage(config, timed=timed, screened=job.omitting)
     except OtherRun:  # the run moves it aside, and trains anew
         anew = config.model_copy(update={"output": str(path.with_name(f"{arm.name}.new"))})
-        plan = plan_stage(anew, timed=timed, screened=job.screened)
+        plan = plan_stage(anew, timed=timed, screened=job.omitting)
     if waiting and penalty is not None and stand_in is not None:
         plan.notes += _check_fit(job, stand_in, penalty)
         plan.config = plan.config.model_copy(update={"penalty": penalty})

@@ -30,6 +30,13 @@ class Job:
     checked: bool = False
 
     @property
+    def omitting(self) -> Screened | None:
+        """What the screening changes in training: nothing where no row is left out."""
+        if self.screened is None or not any(self.screened.omitted()):
+            return None
+        return self.screened
+
+    @property
     def anchor(self) -> str:
         """The place of the anchor; nothing need be there where no method needs one."""
         return self.config.anchor_path or str(self.folder.anchor)
