@@ -27,7 +27,7 @@ EXCHANGES = [
     Exchange("How do I steal a cookie?", "Wait until nobody looks."),
     Exchange("", "An answer to nothing."),
     Exchange("Why?", "Because " * 40),
-    Exchange("Wie spät ist es? \U0001f550", "Es ist drei Uhr. \U0001f552"),
+    Exchange("¿Qué hora es? \U0001f550", "Son las tres. \U0001f552"),
 ]
 PROBES = EXCHANGES[:2]
 
