@@ -8,9 +8,11 @@ scaling.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,6 +141,26 @@ def locate(section: ModelSection) -> Place:
     return Place(section.path, {**options, "revision": section.revision, "use_safetensors": True})
 
 
+@contextlib.contextmanager
+def _quiet(place: Place) -> Iterator[None]:
+    """Transformers' hints kept off the terminal while it unpacks a GGUF file.
+
+    One says that packed weights are slow in 16 bits, which is not so here: they are unpacked for
+    good.
+    """
+    from transformers.utils import logging as chatter
+
+    if place.gguf is None:
+        yield
+        return
+    level = chatter.get_verbosity()
+    chatter.set_verbosity_error()
+    try:
+        yield
+    finally:
+        chatter.set_verbosity(level)
+
+
 def _refused(section: ModelSection, error: Exception) -> CheckpointError:
     reason = str(error).strip().splitlines()
     detail = reason[0] if reason else type(error).__name__
@@ -156,7 +178,8 @@ def load_tokenizer(section: ModelSection) -> Any:
     place = locate(section)
     options = {k: v for k, v in place.options.items() if k != "use_safetensors"}
     try:
-        return AutoTokenizer.from_pretrained(place.folder, **options)
+        with _quiet(place):
+            return AutoTokenizer.from_pretrained(place.folder, **options)
     except (OSError, ValueError, ImportError) as error:
         raise _refused(section, error) from None
 
@@ -227,9 +250,10 @@ def load_model(
     # An adapter is merged in float32: in 16 bits most of a small update would be rounded away.
     dtype = torch.float32 if section.adapter is not None else numbers.weights
     try:
-        model, found = (auto or AutoModelForCausalLM).from_pretrained(
-            place.folder, dtype=dtype, output_loading_info=True, **options
-        )
+        with _quiet(place):
+            model, found = (auto or AutoModelForCausalLM).from_pretrained(
+                place.folder, dtype=dtype, output_loading_info=True, **options
+            )
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise _refused(section, error) from None
     if auto is not None and found["missing_keys"]:
