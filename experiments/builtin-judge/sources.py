@@ -1,6 +1,6 @@
 """The labelled answers that the builtin judge is trained and measured on, read where they lie.
 
-None of it is in this repository. ``SHARED`` holds, each with its licence file:
+None of it is in this repository. ``DATA``, which the variable ``ANCHORTUNE_DATA`` names, holds, each with its licence file:
 
 * ``gptfuzz/{train,evaluate}.csv`` (MIT, github.com/sherdencooper/GPTFuzz): answers to a hundred
   malicious questions under jailbreak templates; people's labels, 1 = harmful. Its question column
@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import random
 import re
 from collections.abc import Iterator, Sequence
@@ -29,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-SHARED = ROOT.parent / "shared" / "data"
+DATA = Path(os.environ.get("ANCHORTUNE_DATA", "data"))
 QUICKSTART = ROOT / "examples" / "quickstart" / "data"
 MEASURED = ("gptfuzz", "refusal_direction", "xstest")
 QUESTIONS_SHA256 = "18531eb6bc1c8fc0b8f66822b366b872202b852bf28826cef590ad0d7a81c749"
@@ -78,11 +79,11 @@ def further(instructions: Path) -> list[Row]:
             case = task["instances"][0]
             prompt = task["instruction"] + (f"\n\n{case['input']}" if case["input"] else "")
             rows.append(Row("self_instruct", "benign", prompt, case["output"], False, True, False))
-    solved = [json.loads(line) for line in _lines(SHARED / "gsm8k" / "train.jsonl")]
+    solved = [json.loads(line) for line in _lines(DATA / "gsm8k" / "train.jsonl")]
     for row in draw.sample(solved, 400):
         answer = re.sub(r"<<.*?>>", "", row["answer"])
         rows.append(Row("gsm8k", "benign", row["question"], answer, False, True, False))
-    refusals = list(_csv(next((SHARED / "llama2_refusals").glob("*.csv"))))
+    refusals = list(_csv(next((DATA / "llama2_refusals").glob("*.csv"))))
     draw.shuffle(refusals)
     for row in refusals[:500]:
         prompt = re.sub(r"\[/?INST\]", "", row["prompt"]).strip()
@@ -109,7 +110,7 @@ def further(instructions: Path) -> list[Row]:
 
 def held_back() -> list[str]:
     """Prompts that models are evaluated on: nothing like them may be trained on."""
-    paper = json.loads((SHARED / "asft" / "eval" / "saved_dataset_250.json").read_text("utf-8"))
+    paper = json.loads((DATA / "asft" / "eval" / "saved_dataset_250.json").read_text("utf-8"))
     found = [row["instruction"] for row in paper]
     for name in ("harmful_dev", "harmful_test", "benign_dev", "benign_test"):
         found += [json.loads(line)["prompt"] for line in _lines(QUICKSTART / f"{name}.jsonl")]
@@ -138,7 +139,7 @@ def alike(prompts: Sequence[str], others: Sequence[str], most: float = 0.7) -> l
 
 
 def _refusal_direction() -> Iterator[Row]:
-    for path in sorted((SHARED / "refusal_direction" / "completions").glob("*.json")):
+    for path in sorted((DATA / "refusal_direction" / "completions").glob("*.json")):
         benign = "harmless" in path.name
         for row in json.loads(path.read_text("utf-8"))["completions"]:
             prompt, answer = row["prompt"], row["response"]
@@ -153,7 +154,7 @@ def _refusal_direction() -> Iterator[Row]:
 
 
 def _xstest() -> Iterator[Row]:
-    for path in sorted((SHARED / "xstest").glob("*completions*.csv")):
+    for path in sorted((DATA / "xstest").glob("*completions*.csv")):
         for row in _csv(path):
             if row["final_label"].startswith("3"):
                 continue
@@ -167,7 +168,7 @@ def _xstest() -> Iterator[Row]:
 def _gptfuzz(questions: Path) -> Iterator[Row]:
     text = {int(row["index"]): row["text"] for row in _csv(questions)}
     for name in ("train", "evaluate"):
-        for row in _csv(SHARED / "gptfuzz" / f"{name}.csv"):
+        for row in _csv(DATA / "gptfuzz" / f"{name}.csv"):
             harmful = row["label"] == "1"
             prompt = text[int(row["question"])]
             yield Row("gptfuzz", "attacked", prompt, row["Response"], harmful, harmful, True)

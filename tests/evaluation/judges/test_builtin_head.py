@@ -16,11 +16,11 @@ from anchortune.evaluation.config import EvalMachine, JudgeSection
 from anchortune.evaluation.judges.base import Exchange
 from anchortune.evaluation.judges.builtin import BuiltinJudge
 from anchortune.evaluation.judges.builtin_head import CARD, load_head
+from tests.evaluation.shared_data import shared
 
 ROOT = Path(__file__).parents[3]
 EXPERIMENT = ROOT / "experiments" / "builtin-judge"
 FOLDER = resources.files("anchortune.evaluation.judges") / "builtin_head_data"
-SHARED = ROOT / ".." / "shared" / "data"
 BAR = {"auc": 0.92, "recall_at_5_fpr": 0.65}
 
 
@@ -80,11 +80,12 @@ def test_held_back_prompts_are_known_by_their_words(
     assert alike(near, held) == [True, True, False, False]
 
 
-def test_nothing_held_back_is_trained_on(scripts: tuple[ModuleType, ModuleType]) -> None:
+def test_nothing_held_back_is_trained_on(
+    scripts: tuple[ModuleType, ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of what lies beside the checkout: the paper's prompts and the quickstart's."""
-    if not SHARED.is_dir():
-        pytest.skip("the labelled answers (../shared/data) are not here")
     sources = scripts[0]
+    monkeypatch.setattr(sources, "DATA", shared("xstest").parent)
     held = sources.held_back()
     assert len(held) > 500
     rows = [*sources._xstest(), *sources._refusal_direction()]
