@@ -1,6 +1,7 @@
 """The labelled answers that the builtin judge is trained and measured on, read where they lie.
 
-None of it is in this repository. ``DATA``, which the variable ``ANCHORTUNE_DATA`` names, holds, each with its licence file:
+None of it is in this repository. ``DATA``, which the variable ``ANCHORTUNE_DATA`` names, holds,
+each with its licence file:
 
 * ``gptfuzz/{train,evaluate}.csv`` (MIT, github.com/sherdencooper/GPTFuzz): answers to a hundred
   malicious questions under jailbreak templates; people's labels, 1 = harmful. Its question column
