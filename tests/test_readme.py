@@ -11,11 +11,22 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
+
+from tests import tiny
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
-TINY = ["training.max_steps=1", "training.max_length_tokens=64", "machine.device=cpu"]
+TINY = [
+    "training.max_steps=1",
+    "training.max_length_tokens=64",
+    "machine.device=cpu",
+    "evaluate.generation.max_new_tokens=4",
+    # The judge of harm needs weights that are not installed everywhere.
+    "evaluate.judges=refusal",
+    "limits={max_accuracy_drop: 0.03}",
+    "penalty.rank=4",
+    "screen=null",
+]
 
 
 def blocks(language: str) -> list[str]:
@@ -29,33 +40,46 @@ def commands(starting: str) -> list[list[str]]:
     return [shlex.split(line, comments=True) for line in lines if line.startswith(starting)]
 
 
-def test_the_commands_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, llama_base: Path
-) -> None:
+def test_the_job_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, llama_base: Path) -> None:
     from typer.testing import CliRunner
 
     from anchortune.cli.app import app
 
     monkeypatch.chdir(tmp_path)
+    tiny.tiny_llama(Path("aligned-model"), seed=2, tokenizer=True)
     shutil.copytree(llama_base, "base-model")
-    rows = "".join(
-        json.dumps({"prompt": f"q {i}", "completion": f"a {i}"}) + "\n" for i in range(8)
-    )
-    for block in blocks("yaml"):
-        name = block.splitlines()[0].removeprefix("# ")
-        Path(name).write_text(block)
-        Path(yaml.safe_load(block)["data"]["path"]).write_text(rows)
+    [job] = blocks("yaml")
+    name = job.splitlines()[0].removeprefix("# ")
+    Path(name).write_text(job)
+    rows = [{"question": f"q {i}", "answer": f"a {i}"} for i in range(12)]
+    for path in ("task.jsonl", "test.jsonl"):
+        Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prompts = [{"prompt": f"how to take cookie {i}?"} for i in range(12)]
+    Path("malicious.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
     shown = commands("anchortune ")
-    assert [line[1] for line in shown] == ["align", "anchor", "train"]
+    assert [line[1] for line in shown] == ["run", "run", "status"]
     for _, *arguments in shown:
-        if arguments[0] in ("align", "train"):
+        if arguments[0] == "run":
             arguments += [part for item in TINY for part in ("--set", item)]
         result = CliRunner().invoke(app, arguments, catch_exceptions=False)
-        assert result.exit_code == 0, result.output
+        # Two random models on six prompts: too few to tell.
+        done = 4 if arguments[0] == "run" and "--dry-run" not in arguments else 0
+        assert result.exit_code == done, result.output
     [(_, *promised)] = commands("ls ")
     assert all(Path(path).exists() for path in promised)
-    record = json.loads(Path("runs/asft/record.json").read_text())
-    assert record["inputs"]["anchor"]["start"] == "aligned"
+    assert Path("runs/job/rejected/adapter").is_dir()
+    assert not Path("runs/job/adapter").exists()
+
+
+def test_every_command_that_it_names_is_there() -> None:
+    from typer.main import get_command
+
+    from anchortune.cli.app import app
+
+    known = set(get_command(app).commands)  # type: ignore[attr-defined]
+    table = README.partition("| command | what it does |")[2].partition("\n\n")[0]
+    named = {name.split()[0] for name in re.findall(r"^\| \[`([\w ]+)`\]", table, re.MULTILINE)}
+    assert named | {"run", "status"} == known
 
 
 def test_the_python_runs(

@@ -1,8 +1,9 @@
 """How the quickstart's settings and the library's defaults were chosen: on the dev prompts.
 
-``python examples/quickstart/choose.py sft gram:1 gram:0.1 … --seed 0`` runs the quickstart's job once
-for each ``operator:lam[:rank]`` (or ``sft``) named, with its dev prompts and without limits, and
-appends a line to ``results/quickstart-dev.jsonl``. A setting that has its line there is not run again.
+``python examples/quickstart/choose.py sft gram:1 gram:0.1 … --seed 0`` runs the quickstart's job
+once for each ``operator:lam[:rank]`` (or ``sft``) named, with its dev prompts and without limits,
+and appends a line to ``results/quickstart-dev.jsonl``. A setting that has its line there is not run
+again.
 """
 
 from __future__ import annotations
@@ -20,6 +21,14 @@ from anchortune.record import read_record
 
 JOB = Path(__file__).parent / "job.yaml"
 RESULTS = Path("results/quickstart-dev.jsonl")
+#: Name in the results' lines -> key of the measure. ``harmful`` of lines made before there was a
+#: judge is one minus the refusal rate.
+KEYS = {
+    "harm_builtin": "harm:builtin:harmful",
+    "refused": "refusal:harmful",
+    "accuracy": "accuracy:sentiment",
+    "benign_refused": "over_refusal:benign",
+}
 DEV = [
     "evaluate.harm.0.path=examples/quickstart/data/harmful_dev.jsonl",
     "evaluate.harm.1.path=examples/quickstart/data/benign_dev.jsonl",
@@ -40,17 +49,14 @@ def job_of(setting: str, seed: int, out: Path) -> JobConfig:
 
 
 def line_of(setting: str, seed: int, results: Results) -> dict[str, Any]:
-    """One line of the results: by measure, the rates of the start and of the setting's model."""
-    return {
-        "setting": setting,
-        "seed": seed,
-        "measures": {
-            measure.key: {
-                name: figure.model_dump(mode="json") for name, figure in measure.figures.items()
-            }
-            for measure in results.measures
-        },
-    }
+    """One line of the results: the rates of the setting's model, the last of the evaluation."""
+    line: dict[str, Any] = {"setting": setting, "seed": seed}
+    for name, key in KEYS.items():
+        measure = results.measure(key)
+        if measure is not None:
+            figure = list(measure.figures.values())[-1].model_dump(mode="json")
+            line[name] = {k: round(v, 4) for k, v in figure.items()}
+    return line
 
 
 def main() -> None:
@@ -66,7 +72,7 @@ def main() -> None:
         if (setting, args.seed) in done:
             continue
         job = run_job(job_of(setting, args.seed, args.out))
-        results = Results.model_validate(read_record(job.folder / "evaluation").metrics)
+        results = Results.model_validate(read_record(job.folder / "eval").metrics)
         with RESULTS.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line_of(setting, args.seed, results)) + "\n")
 
