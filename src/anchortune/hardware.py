@@ -80,7 +80,7 @@ def free_bytes(device: torch.device) -> int:
         return 4 * 2**30
 
 
-def batch_rows(model: Any, tokens: int, free: int) -> int:
+def batch_rows(model: Any, tokens: int, free: int, kind: str | None = None) -> int:
     """How many sequences a model can hold at once in inference, and gains by holding.
 
     Counted are keys and values of every layer (twice, for they are copied as they grow), the
@@ -90,6 +90,7 @@ def batch_rows(model: Any, tokens: int, free: int) -> int:
         model: of transformers; its config and dtype are read.
         tokens: the length of a sequence, prompt and answer.
         free: bytes on its device.
+        kind: of the device; None takes the model's own. A model that is only planned with has none.
     """
     config = model.config.get_text_config()
     hidden, layers = int(config.hidden_size), int(config.num_hidden_layers)
@@ -102,6 +103,6 @@ def batch_rows(model: Any, tokens: int, free: int) -> int:
     activations = (6 * hidden + 3 * wide) * size
     logits = 4 * 4 * int(config.vocab_size)
     row = tokens * (cache + activations) + logits
-    kind = model.device.type
+    kind = kind or model.device.type
     fits = int(free * _USED_FRAC.get(kind, 0.4) / row)
     return max(1, min(fits, _MOST_ROWS.get(kind, 32)))

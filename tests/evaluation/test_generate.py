@@ -302,6 +302,8 @@ def test_system_prompts_reach_the_model(pair: Pair, folder: Path) -> None:
         assert "<|im_start|>user\nBrief.\n\nHi<|im_end|>" in render_prompt(
             tokenizer, "Hi", "Brief."
         )
+        tokenizer.chat_template = "{{ messages[-1].content }}"  # passes over it in silence
+        assert render_prompt(tokenizer, "Hi", "Brief.") == "Brief.\n\nHi"
         tokenizer.chat_template = "{{ date_string }}"
         assert render_prompt(tokenizer, "Hi") == "26 Jul 2024"
     finally:

@@ -156,9 +156,12 @@ def _of_model(answers: Sequence[Answer], name: str, path: str) -> list[Answer]:
 def answers_to(candidate: Candidate, items: Sequence[Item]) -> list[Answer]:
     """The answers made elsewhere to ``items``, found by set and prompt, or by the prompt alone.
 
+    Of one prompt under several system prompts, the item's own counts.
+
     Raises:
         EvaluationError: a prompt has no answer in the file, or answers that contradict.
     """
+    by_id = {(answer.item.set, answer.item.id): answer for answer in candidate.given or []}
     by_set: dict[tuple[str, str], Answer] = {}
     by_prompt: dict[str, list[Answer]] = {}
     for answer in candidate.given or []:
@@ -169,7 +172,7 @@ def answers_to(candidate: Candidate, items: Sequence[Item]) -> list[Answer]:
     for item in items:
         prompt = item.prompt.strip()
         others = by_prompt.get(prompt, [])
-        exact = by_set.get((item.set, prompt))
+        exact = by_id.get((item.set, item.id)) or by_set.get((item.set, prompt))
         if exact is None and len({other.text for other in others}) > 1:
             raise EvaluationError(
                 f"models.{candidate.name}: {candidate.section.outputs} answers prompt {item.id} "

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
-from anchortune.errors import EvaluationError
+from anchortune.errors import EvaluationError, TrainingError
 from anchortune.evaluation.config import CandidateSection, EvalMachine, GenerationSection
 from anchortune.evaluation.items import Finish, Item
 from anchortune.files import sha256_file
+
+if TYPE_CHECKING:
+    from anchortune.models.load import Numbers
 
 #: Told of each answer: index into the items, text, finish, new tokens (None: not known), notes.
 OnAnswer = Callable[[int, str, Finish, int | None, dict[str, Any]], None]
@@ -64,7 +68,8 @@ def candidate_identity(candidate: CandidateSection) -> dict[str, Any]:
         found: dict[str, Any] = {"server": candidate.server.url, "model": candidate.server.model}
     elif candidate.outputs is not None:
         try:
-            found = {"outputs": candidate.outputs, "sha256": sha256_file(candidate.outputs)}
+            file = Path(candidate.outputs).expanduser()
+            found = {"outputs": candidate.outputs, "sha256": sha256_file(file)}
         except OSError as error:
             raise EvaluationError(
                 f"{candidate.outputs}: cannot be read ({error.strerror})."
@@ -84,6 +89,22 @@ def candidate_identity(candidate: CandidateSection) -> dict[str, Any]:
     if candidate.system is not None:
         found["system"] = candidate.system
     return found
+
+
+def numbers_of(machine: EvalMachine) -> Numbers:
+    """Device and dtype in which models are asked, and judges read.
+
+    Raises:
+        EvaluationError: the device is not there, or cannot compute in the dtype.
+    """
+    from anchortune.config import LoraSection, MachineSection
+    from anchortune.models.load import pick_numbers
+
+    section = MachineSection(device=machine.device, dtype=machine.dtype)
+    try:
+        return pick_numbers(section, LoraSection())  # held in the dtype of the pass
+    except TrainingError as error:
+        raise EvaluationError(str(error)) from None
 
 
 def make_engine(

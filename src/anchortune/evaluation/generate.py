@@ -17,11 +17,17 @@ from typing import Any
 import torch
 
 from anchortune.chat import ensure_chat_template
-from anchortune.config import LoraSection, MachineSection, ModelSection
+from anchortune.config import ModelSection
 from anchortune.errors import EvaluationError
 from anchortune.evaluation.config import CandidateSection, EvalMachine, GenerationSection
 from anchortune.evaluation.decode import Continuation, Row, Sampling, decode
-from anchortune.evaluation.engine import OnAnswer, candidate_identity, item_seed, joined_system
+from anchortune.evaluation.engine import (
+    OnAnswer,
+    candidate_identity,
+    item_seed,
+    joined_system,
+    numbers_of,
+)
 from anchortune.evaluation.items import Item
 from anchortune.hardware import batch_rows, free_bytes
 
@@ -37,7 +43,8 @@ _TIE = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.3}
 def render_prompt(tokenizer: Any, prompt: str, system: str | None = None) -> str:
     """The text that the model is to continue, by its chat template (see ``anchortune.chat``).
 
-    Where the template has no place for a system prompt, it is put before the user's turn.
+    Where the template has no place for a system prompt, refused or passed over in silence, it is
+    put before the user's turn.
     """
     from jinja2 import TemplateError
 
@@ -47,9 +54,12 @@ def render_prompt(tokenizer: Any, prompt: str, system: str | None = None) -> str
     if system is not None:
         try:
             messages = [{"role": "system", "content": system}, user]
-            return str(tokenizer.apply_chat_template(messages, **options))
+            text = str(tokenizer.apply_chat_template(messages, **options))
+            if system.strip() in text:
+                return text
         except TemplateError:
-            user = {"role": "user", "content": f"{system}\n\n{prompt}"}
+            pass
+        user = {"role": "user", "content": f"{system}\n\n{prompt}"}
     return str(tokenizer.apply_chat_template([user], **options))
 
 
@@ -303,17 +313,14 @@ def load_engine(
         CheckpointError: the model cannot be loaded, or an adapter does not fit.
     """
     from anchortune.adapter.merge import merge_adapter
-    from anchortune.models.load import Numbers, load_model, load_tokenizer, pick_numbers
+    from anchortune.models.load import Numbers, load_model, load_tokenizer
 
     section = ModelSection(
         path=str(candidate.path),
         revision=candidate.revision,
         trust_remote_code=candidate.trust_remote_code,
     )
-    numbers = pick_numbers(
-        MachineSection(device=machine.device, dtype=machine.dtype),
-        LoraSection(),  # held in the dtype of the pass
-    )
+    numbers = numbers_of(machine)
     tokenizer = load_tokenizer(section)
     wide = Numbers(numbers.device, numbers.compute, torch.float32)
     model = load_model(section, wide if candidate.adapter else numbers)

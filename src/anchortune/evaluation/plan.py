@@ -18,7 +18,7 @@ from anchortune.evaluation.candidates import (
     measure_prompts,
 )
 from anchortune.evaluation.config import EvalConfig, JudgeSection
-from anchortune.evaluation.engine import make_engine
+from anchortune.evaluation.engine import make_engine, numbers_of
 from anchortune.evaluation.folder import EvalFolder, identity
 from anchortune.evaluation.items import Answer, Item
 from anchortune.evaluation.judges.base import Judge
@@ -280,6 +280,8 @@ def _plan(config: EvalConfig, asked: list[Asked] | None, timed: bool) -> EvalPla
     plan.state = plan.folder.state()
     plan.kin = [line for judge in judges for line in kinship(judge, _tested(candidates))]
     if plan.state is not State.COMPLETE:
+        if lengths:  # else no model runs here
+            numbers_of(config.machine)
         for candidate in candidates.values():
             if candidate.section.server is not None:  # is it there, and does it know the model?
                 make_engine(candidate.section, config.generation, config.machine)

@@ -11,18 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anchortune.config import LoraSection, MachineSection, ModelSection
+from anchortune.config import ModelSection
 from anchortune.errors import CheckpointError, EvaluationError
 from anchortune.evaluation.config import EvalMachine
+from anchortune.evaluation.engine import numbers_of
 from anchortune.evaluation.generate import is_out_of_memory
 from anchortune.hardware import batch_rows, free_bytes
-from anchortune.models.load import (
-    identity,
-    load_config,
-    load_model,
-    load_tokenizer,
-    pick_numbers,
-)
+from anchortune.models.load import identity, load_config, load_model, load_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +33,7 @@ class JudgeWeights:
 
     Raises:
         CheckpointError: the weights are not there, or are pickled.
+        EvaluationError: the machine has not that device, or no use for that dtype.
     """
 
     def __init__(
@@ -48,10 +44,11 @@ class JudgeWeights:
         *,
         auto: Any = None,
     ) -> None:
-        self._section, self._machine = section, machine
+        self._section = section
         self._most, self._auto = batch_size, auto
         self._tokenizer: Any = None
         self._model: Any = None
+        self._numbers = numbers_of(machine)
         self.identity = identity(section)
         if not self.identity["files"]:
             raise CheckpointError(
@@ -68,11 +65,7 @@ class JudgeWeights:
         if self._model is None:
             section = self._section
             logger.info("loading the judge %s", section.path)
-            numbers = pick_numbers(
-                MachineSection(device=self._machine.device, dtype=self._machine.dtype),
-                LoraSection(),  # held in the dtype of the pass
-            )
-            self._model = load_model(section, numbers, auto=self._auto).eval()
+            self._model = load_model(section, self._numbers, auto=self._auto).eval()
         return self._model, self.tokenizer
 
     @property
