@@ -8,8 +8,9 @@ part of a run's identity; ``machine`` only says how.
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -34,10 +35,23 @@ def shorthand(key: str) -> Any:
     return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
 
 
+def _an_address(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        whole = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1)
+    except ValueError:  # brackets without an end, a port that is none
+        whole = False
+    if not whole:
+        raise ValueError(f"{url} is no address; write http://HOST:PORT/v1 or https://…")
+    return url
+
+
 class ServerSection(Section):
     """A model behind an OpenAI-compatible endpoint (vLLM, llama.cpp, a gateway)."""
 
-    url: str = Field(description="The endpoint, up to and with `/v1`.")
+    url: Annotated[str, AfterValidator(_an_address)] = Field(
+        description="The endpoint, up to and with `/v1`."
+    )
     model: str = Field(description="The model's name there.")
     api_key_env: str | None = Field(
         None, description="The environment variable that holds the key; never the key itself."

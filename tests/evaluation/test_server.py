@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 pytest.importorskip("openai", reason="the extra 'server' is not installed")
 
@@ -255,8 +256,9 @@ def test_the_probe_tells_what_is_wrong_in_one_sentence(stub: Stub, reply: Reply,
 def test_nobody_there_no_url_and_no_key(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(EvaluationError, match=r"cannot be reached .*is it running"):
         engine(stub, url="http://127.0.0.1:9/v1").probe()
-    with pytest.raises(EvaluationError, match=r"expected http"):
-        engine(stub, url="127.0.0.1:9/v1")
+    for url in ("127.0.0.1:9/v1", "http://[::1/v1", "http://", "http://host:port/v1", "ftp://host"):
+        with pytest.raises(ValidationError, match="is no address"):
+            ServerSection(url=url, model="oak")
     with pytest.raises(EvaluationError, match="names OAK_KEY, which is not set"):
         engine(stub, api_key_env="OAK_KEY")
     monkeypatch.setenv("OPENAI_API_KEY", "secret-of-another")

@@ -493,7 +493,7 @@ def test_a_loss_that_is_no_number_stops(llama_aligned, data, tmp_path) -> None:
          r"no module 'q_prj'; it has .*q_proj"),
         ({"lora": {"qlora": True}}, TrainingError, "lora.qlora needs a CUDA device"),
         ({"machine": {"device": "cuda"}}, TrainingError, "machine.device is cuda, which"),
-        ({"machine": {"dtype": "float16"}}, TrainingError, "float16 cannot be trained on a CPU"),
+        ({"machine": {"dtype": "float16"}}, TrainingError, "float16 is no dtype for a CPU"),
         ({"training": {"max_length_tokens": 4096}}, TrainingError, "reads at most 512"),
         ({"model": {"path": "./none"}}, CheckpointError, "no such model folder or file"),
         ({"data": {"path": "none.json"}}, DataError, "no such file"),

@@ -29,14 +29,12 @@ def make_client(section: ServerSection) -> Any:
     happens to hold for another service.
 
     Raises:
-        EvaluationError: the package is missing, the URL is none, or the key's variable is unset.
+        EvaluationError: the package is missing, or the key's variable is unset.
     """
     if importlib.util.find_spec("openai") is None:
         raise EvaluationError(
             "a server needs the package openai: pip install 'anchortune[server]'."
         )
-    if not section.url.startswith(("http://", "https://")):
-        raise EvaluationError(f"server.url {section.url}: expected http://… or https://….")
     key = "none"
     if section.api_key_env is not None:
         key = os.environ.get(section.api_key_env, "").strip()

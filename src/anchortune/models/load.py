@@ -97,9 +97,7 @@ def pick_numbers(machine: MachineSection, lora: LoraSection | None) -> Numbers:
             )
     compute = pick_dtype(machine.dtype, device)
     if compute == torch.float16 and device.type == "cpu":
-        raise TrainingError(
-            "machine.dtype float16 cannot be trained on a CPU; use bfloat16 or float32."
-        )
+        raise TrainingError("machine.dtype float16 is no dtype for a CPU; use bfloat16 or float32.")
     return Numbers(device, compute, compute if lora is not None else torch.float32)
 
 
@@ -181,7 +179,18 @@ def load_tokenizer(section: ModelSection) -> Any:
         with _quiet(place):
             return AutoTokenizer.from_pretrained(place.folder, **options)
     except (OSError, ValueError, ImportError) as error:
+        if place.gguf is None and _without_tokenizer(Path(place.folder)):
+            raise CheckpointError(
+                f"{section.path}: there is no tokenizer in it; save the model's own there, with "
+                "tokenizer.save_pretrained."
+            ) from None
         raise _refused(section, error) from None
+
+
+def _without_tokenizer(folder: Path) -> bool:
+    """Whether a local folder holds none of the files that a tokenizer is read from."""
+    found = [path for sign in ("tokenizer*", "*.model", "vocab*") for path in folder.glob(sign)]
+    return folder.is_dir() and not found
 
 
 def load_config(section: ModelSection) -> Any:

@@ -218,7 +218,7 @@ def test_other_weights_are_refused(head: Head, llama_aligned: Path) -> None:
 def test_another_shape_is_refused(head: Head, tmp_path: Path) -> None:
     wide = tiny.tiny_llama(tmp_path / "wide", hidden_size=64, tokenizer=True)
     with pytest.raises(EvaluationError, match="64 numbers and the head of the judge builtin reads"):
-        BuiltinJudge(ModelSection(path=str(wide)), FP32, head=head).judge(EXCHANGES)
+        BuiltinJudge(ModelSection(path=str(wide)), FP32, head=head)  # before anybody is asked
     flat = tiny.tiny_llama(tmp_path / "flat", num_hidden_layers=1, tokenizer=True)
     with pytest.raises(EvaluationError, match="reads layer 2 and the model given for it has 1"):
         BuiltinJudge(ModelSection(path=str(flat)), FP32, head=head).judge(EXCHANGES)

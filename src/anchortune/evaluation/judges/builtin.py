@@ -38,7 +38,7 @@ class BuiltinJudge:
 
     Raises:
         CheckpointError: the backbone is not there.
-        EvaluationError: the head is broken.
+        EvaluationError: the head is broken, or reads states of another width.
     """
 
     name = "builtin"
@@ -66,6 +66,8 @@ class BuiltinJudge:
             raise CheckpointError(
                 f"the judge builtin reads with {facts.backbone.name}: {error}"
             ) from None
+        if section is not None:  # before anybody is asked; other weights show once they are loaded
+            self._check_width(self._weights.config)
         self._reader: Reader | None = None
 
     @classmethod
@@ -127,14 +129,9 @@ class BuiltinJudge:
         if self._reader is None:
             facts = self._head.facts
             model, tokenizer = self._weights.load()
+            self._check_width(model.config)
             reader = Reader(model, tokenizer, facts.form, facts.layers)
             where = self._weights.identity["path"]
-            width = int(model.config.get_text_config().hidden_size)
-            if width != facts.backbone.width:
-                raise EvaluationError(
-                    f"{where}: its states have {width} numbers and the head of the judge builtin "
-                    f"reads {facts.backbone.width}; give it {facts.backbone.name}."
-                )
             probes = [reader.encode(Exchange(probe.prompt, probe.answer)) for probe in facts.probes]
             found = self._scores(reader, probes, None).tolist()
             misfit = self._head.misfit(found)
@@ -146,6 +143,14 @@ class BuiltinJudge:
                 )
             self._reader = reader
         return self._reader
+
+    def _check_width(self, config: Any) -> None:
+        backbone, width = self._head.facts.backbone, int(config.get_text_config().hidden_size)
+        if width != backbone.width:
+            raise EvaluationError(
+                f"{self._weights.identity['path']}: its states have {width} numbers and the head "
+                f"of the judge builtin reads {backbone.width}; give it {backbone.name}."
+            )
 
     def _scores(
         self, reader: Reader, rows: Sequence[Encoded], on_done: Callable[[int], None] | None
