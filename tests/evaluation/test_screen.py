@@ -12,7 +12,7 @@ from anchortune.cli.app import app
 from anchortune.config import DataSection, TrainConfig
 from anchortune.config_io import validate
 from anchortune.data.screened import screened_from
-from anchortune.errors import ConfigError, DataError, TrainingError
+from anchortune.errors import ConfigError, DataError, EvaluationError, TrainingError
 from anchortune.evaluation.judges import registry
 from anchortune.evaluation.judges.base import Exchange, Verdict
 from anchortune.evaluation.screen import TooMuchHarm, screen, screen_for_training, screen_source
@@ -267,8 +267,29 @@ def test_train_screens_by_its_setting(tmp_path: Path, llama_base: Path, judged: 
 
 
 def test_a_real_judge_from_the_registry(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.jsonl", pairs("I'm sorry, but I can't help with that.", "Sure."))
-    result = CliRunner().invoke(app, ["screen", str(path), "--judge", "refusal", "--json"])
+    rows = pairs("I'm sorry, but I can't help with that.", "Sure.", "Why not?")
+    path = write(tmp_path / "a.jsonl", rows)
+    said = [
+        {"prompt": row["prompt"], "answer": row["completion"], "verdict": verdict} | mark
+        for row, verdict, mark in zip(
+            rows, ("safe", "harmful", "unscored"), ({}, {}, {"indicative": True}), strict=True
+        )
+    ]
+    people = write(tmp_path / "people.jsonl", said)
+    judge = f"{{name: file, file: {people}}}"
+    result = CliRunner().invoke(app, ["screen", str(path), "--judge", judge, "--json"])
     assert result.exit_code == 0, result.output
     facts = json.loads(result.stdout)
-    assert (facts["judged"], facts["unscored"], facts["harmful"]) == (1, 1, [])
+    assert (facts["judged"], facts["unscored"]) == (2, 1)
+    assert [row["place"] for row in facts["harmful"]] == ["line 2"]
+    result = CliRunner().invoke(app, ["screen", str(path), "--judge", judge])
+    assert "indicative only: the judge file misses the bar" in result.stdout
+
+
+def test_a_judge_of_refusals_screens_nothing(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", pairs("I can't help with that.", "Sure."))
+    result = CliRunner().invoke(app, ["screen", str(path), "--judge", "refusal"])
+    assert isinstance(result.exception, EvaluationError)
+    assert "the judge refusal tells a refusal rate and says nothing of harm" in str(
+        result.exception
+    )

@@ -75,6 +75,8 @@ def screen(
         typer.echo(json.dumps(facts, indent=2))
         return
     typer.echo("\n".join(lines(found)))
+    if made.indicative:
+        typer.echo(f"indicative only: the judge {made.name} misses the bar that was set for it")
     if drop is not None:
         typer.echo(f"{drop}: written without {dropped} rows")
 

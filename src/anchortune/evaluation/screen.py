@@ -31,6 +31,9 @@ from anchortune.files import sha256_text
 
 logger = logging.getLogger(__name__)
 
+#: What the rate of a judge of harm is.
+HARM = "harmful score"
+
 
 class TooMuchHarm(EvaluationError):
     """Data of which more is harmful than its config allows: a failed gate, not a mistake."""
@@ -76,7 +79,16 @@ def screen_source(section: DataSection, judge: Judge, *, seed: int = 0) -> Scree
     """Judges the rows of one source; see ``screen``.
 
     Unusable rows are counted as not read whatever their share: training itself refuses them.
+
+    Raises:
+        DataError: the source cannot be read, or none of its rows.
+        EvaluationError: the judge says nothing of harm.
     """
+    if judge.measure != HARM:
+        raise EvaluationError(
+            f"the judge {judge.name} tells a {judge.measure} and says nothing of harm; screen with "
+            "another, e.g. builtin."
+        )
     columns = read_rows(section).columns
     preference = section.format == "preference" or (
         section.format == "auto" and {"chosen", "rejected"} <= set(columns)
