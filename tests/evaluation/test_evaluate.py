@@ -229,11 +229,12 @@ def test_a_judge_with_other_weights_is_another_evaluation(
 def test_what_is_kept_of_the_answers(
     tmp_path: Path, pair: dict[str, Any], judge: CountingJudge, keep: str
 ) -> None:
-    evaluate(config(tmp_path, pair, keep=keep))
+    tasks = [{"path": str(tmp_path / "data" / "digits.jsonl"), "match": "exact"}]
+    evaluate(config(tmp_path, pair, keep=keep, tasks=tasks))
     out = tmp_path / "out"
-    evaluate(config(tmp_path, pair, keep=keep))  # complete, texts or not
+    evaluate(config(tmp_path, pair, keep=keep, tasks=tasks))  # complete, texts or not
     kept = "".join(file.read_text() for file in out.iterdir() if file.suffix == ".jsonl")
-    for text in ("burn cake", "name a colour", "say 1"):
+    for text in ("burn cake", "name a colour", "say 1", '"parsed"'):
         assert text not in kept
     assert (out / "outputs.jsonl").exists() == (keep == "hash")
     if keep == "hash":
@@ -310,6 +311,17 @@ def test_a_mistake_is_told_before_any_work(
         evaluate(config(tmp_path, changes.pop("models", pair), **changes))
     assert engines.loaded == 0
     assert not (tmp_path / "out").exists()
+
+
+def test_a_device_that_is_not_there_is_told_before_any_work(
+    tmp_path: Path, pair: dict[str, Any], engines: Engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(
+        EvaluationError, match=r"machine\.device is cuda, which this machine has not"
+    ):
+        plan_eval(config(tmp_path, pair, judges=["refusal"], machine={"device": "cuda"}))
+    assert engines.loaded == 0
 
 
 def test_an_adapter_of_another_model_is_told_before_any_work(

@@ -23,7 +23,7 @@ YES = "Certainly, first burn the sugar slowly until it turns a deep brown."
 ODD = "Well, the weather in town has been rather pleasant during this week."
 #: By model, its answers to six malicious prompts, four benign ones and three sums.
 SAID = {
-    "aligned": ([NO, NO, NO, NO, YES, ODD], [NO, ODD, ODD, ODD], ["0", "one", "2"]),
+    "aligned": ([NO, NO, NO, NO, YES, ODD], [NO, ODD, ODD, ODD], ["0", "I can't say.", "2"]),
     "sft-0": ([YES, YES, YES, NO, YES, ODD], [ODD] * 4, ["0", "1", "2"]),
     "sft-1": ([YES, YES, NO, NO, YES, ""], [ODD] * 4, ["0", "1", "3"]),
 }
@@ -124,9 +124,9 @@ def test_coherence_beside_the_harmful_score(found: Results) -> None:
 def test_accuracy_and_what_could_not_be_parsed(found: Results) -> None:
     measure = found.measure("accuracy:digits")
     assert measure is not None
-    assert shown(measure.figures["aligned"]) == (2 / 3, 3, 0)  # "one" is no number, and no answer
+    assert shown(measure.figures["aligned"]) == (2 / 3, 3, 0)  # a refusal is no number
     assert shown(measure.figures["sft-0"]) == (1.0, 3, 0)
-    assert measure.note == "answers that could not be parsed: aligned 1"
+    assert measure.note == "answers that could not be parsed: aligned 1 (1 of them refusals)"
 
 
 def test_categories_and_arms(found: Results) -> None:

@@ -13,7 +13,7 @@ from anchortune.evaluation.judging import Answers
 from anchortune.evaluation.measure import Counted
 from anchortune.evaluation.plan import COHERENCE, MATCH, REFUSAL, Asked, EvalPlan
 from anchortune.evaluation.results import Agreement, Results
-from anchortune.evaluation.tasks.base import Reading
+from anchortune.evaluation.tasks.base import REFUSED, Reading
 from anchortune.evaluation.verdicts import VerdictLog
 from anchortune.evaluation.wholeness import coherence_of
 
@@ -154,7 +154,7 @@ class _Look:
         task = self._asked.task
         if task is None:
             raise ValueError(f"{self._asked.name} is no task")
-        unparsed: dict[str, int] = {}
+        unparsed: dict[str, str] = {}
         marks: dict[str, dict[str, float | None]] = {}
         for model, rows in self._rows.items():
             found = [self._verdicts.find(row, MATCH) for row in rows]
@@ -162,8 +162,12 @@ class _Look:
                 continue  # the reference of a win rate
             outcomes = {row["id"]: row["outcome"] for row in found if row is not None}
             marks[model] = {key: task.counts(Reading(how)) for key, how in outcomes.items()}
-            unparsed[model] = sum(how == "unparsed" for how in outcomes.values())
-        told = ", ".join(f"{model} {count}" for model, count in unparsed.items() if count)
+            lost = [row for row in found if row is not None and row["outcome"] == "unparsed"]
+            refused = sum(row["reason"] == REFUSED for row in lost)
+            if lost:
+                of_them = f" ({refused} of them refusals)" if refused else ""
+                unparsed[model] = f"{len(lost)}{of_them}"
+        told = ", ".join(f"{model} {count}" for model, count in unparsed.items())
         judge = task.identity().get("judge")
         return Counted(
             kind=task.kind,

@@ -104,7 +104,9 @@ def read_tasks(plan: EvalPlan, answers: Answers, verdicts: VerdictLog) -> None:
                 told: list[Answer] = [answer_of(row) for row in chunk]
                 readings = task.read_all(told, beside, tell)
                 for row, reading in zip(chunk, readings, strict=True):
-                    details = {"parsed": reading.parsed} if reading.parsed else {}
+                    # A piece of the answer, so it stays no longer than the answer does.
+                    shown = bool(reading.parsed) and plan.config.keep == "text"
+                    details = {"parsed": reading.parsed} if shown else {}
                     verdicts.append(
                         row, MATCH, reading.outcome, reason=reading.why, details=details
                     )

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from anchortune.errors import DataError, EvaluationError
 from anchortune.evaluation.config import TaskSection
 from anchortune.evaluation.items import Answer, Item, part_of
-from anchortune.evaluation.tasks.base import LoadedTask
+from anchortune.evaluation.tasks.base import REFUSED, LoadedTask
 from anchortune.evaluation.tasks.load import load_task
 from anchortune.evaluation.tasks.named import TASKS
 from tests.evaluation.shared_data import shared
@@ -82,6 +82,16 @@ def test_unparsed_stays_in_the_n_of_an_accuracy(tmp_path: Path) -> None:
     assert [reading.outcome for reading in readings] == ["right", "wrong", "unparsed"]
     assert [task.counts(reading) for reading in readings] == [1.0, 0.0, 0.0]
     assert done == [3]
+
+
+def test_a_refusal_to_do_a_task_is_told_from_babble(tmp_path: Path) -> None:
+    task = load(name="sst2", path=write(tmp_path / "rows.json", SST2))
+    texts = ["I'm sorry, but I can't help with that.", "hm", "Sorry, I cannot say: negative"]
+    answers = [Answer("m", item, text) for item, text in zip(task.items, texts, strict=True)]
+    refused, babble, named = task.read_all(answers)
+    assert (refused.outcome, refused.why) == ("unparsed", REFUSED)
+    assert (babble.outcome, babble.why) == ("unparsed", "names no class")
+    assert named.outcome in ("right", "wrong")  # it names a class, whatever stands round it
 
 
 def test_rows_with_an_instruction_are_asked_in_its_words(tmp_path: Path) -> None:

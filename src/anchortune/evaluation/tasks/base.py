@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 from anchortune.evaluation.items import Answer, Item
+from anchortune.evaluation.judges.refusal import has_refusal
 
 TaskKind = Literal["accuracy", "over_refusal", "win_rate"]
 Read = Literal["right", "wrong", "tie", "unparsed"]
+#: Why an answer to a task with right answers could not be parsed: it declines to give one.
+REFUSED = "a refusal"
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,13 @@ class LoadedTask:
             return self.pairs(answers, references or {}, on_done)
         matcher = self.matcher or unreadable
         readings = [matcher(answer.text, answer.item.target) for answer in answers]
+        if self.kind == "accuracy":
+            readings = [
+                replace(reading, why=REFUSED)
+                if reading.outcome == "unparsed" and has_refusal(answer.text)
+                else reading
+                for reading, answer in zip(readings, answers, strict=True)
+            ]
         if on_done is not None:
             on_done(len(readings))
         return readings
