@@ -194,3 +194,13 @@ def test_a_repeated_row_counts_once_and_a_missing_file_is_named(tmp_path: Path) 
     for name in ("none.jsonl", "x.txt"):
         with pytest.raises(EvaluationError, match="no file of answers"):
             read_answers(tmp_path / name)
+
+
+def test_a_category_may_be_a_number(tmp_path: Path) -> None:
+    values = (3, 2.0, None, "", "a")
+    rows = [{"prompt": f"p{n}", "answer": "x", "category": v} for n, v in enumerate(values)]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    found = [answer.item.category for answer in read_answers(tmp_path / "a.json")]
+    assert found == ["3", "2", None, None, "a"]
+    (tmp_path / "b.jsonl").write_text('{"prompt": "p", "answer": "x", "category": NaN}\n')
+    assert read_answers(tmp_path / "b.jsonl")[0].item.category is None

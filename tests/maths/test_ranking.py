@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from anchortune.maths.ranking import auc, recall_at
+from anchortune.maths.stats import wilson
 
 
 def naive_auc(scores: list[float], labels: list[bool]) -> float:
@@ -108,3 +109,12 @@ def test_what_cannot_be_ranked_is_refused(
 def test_a_rate_is_below_one() -> None:
     with pytest.raises(ValueError, match=r"is in \[0, 1\), not 1"):
         recall_at([1.0, 0.0], [True, False], 1.0)
+
+
+def test_recall_of_everything_is_not_known_exactly() -> None:
+    few = recall_at([0.9] * 3 + [0.1] * 3, [True] * 3 + [False] * 3)
+    assert (few.value, few.high) == (1.0, 1.0)
+    assert few.low == wilson(3, 3).low
+    none = recall_at([0.1] * 3 + [0.9] * 3, [True] * 3 + [False] * 3)
+    assert (none.value, none.low) == (0.0, 0.0)
+    assert none.high == wilson(0, 3).high

@@ -329,6 +329,15 @@ class _Reader:
         value = self._row.get(column)
         return None if value == "" else value
 
+    def label(self, column: str) -> str | None:
+        """A name to group by: a text, or a number as text; None where there is none."""
+        value = self._row.get(column)
+        if isinstance(value, bool | int | float):
+            return (
+                None if value != value else f"{value:g}" if isinstance(value, float) else str(value)
+            )
+        return self.optional(column)
+
     def wrong(self, column: str, what: str) -> EvaluationError:
         """The error, placed."""
         return EvaluationError(f"{self._place}, column '{column}': {what}.")
@@ -350,7 +359,7 @@ def _made_elsewhere(reader: _Reader, names: Mapping[str, str], model: str, set_n
         goal=reader.optional("goal") or "",
         system=reader.optional("system"),
         target=reader.plain("target"),
-        category=reader.optional("category"),
+        category=reader.label("category"),
     )
     return Answer(
         reader.optional("model") or model,

@@ -93,7 +93,8 @@ def recall_at(
     """The share of positives found where at most a given share of negatives is flagged.
 
     The interval is a percentile bootstrap, both classes resampled apart and the threshold chosen
-    anew each time.
+    anew each time. Where all positives are found, or none, that has no width; there it is widened
+    to Wilson's.
 
     Args:
         scores: higher speaks for positive.
@@ -118,6 +119,9 @@ def recall_at(
         theirs = draw.choice(negative, len(negative))
         found.append((ours >= _threshold(ours, theirs, false_positive_rate)).mean())
     low, high = np.percentile(found, [2.5, 97.5])
+    if value in (0.0, 1.0):
+        score = wilson(value * len(positive), len(positive))
+        low, high = min(low, score.low), max(high, score.high)
     return Recall(
         value,
         min(value, float(low)),
