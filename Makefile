@@ -19,9 +19,9 @@ full: $(STAMP)  ## every test, the slow ones with the real model included
 	$(BIN)/python -m pytest -m "not gpu"
 
 lint: $(STAMP)  ## format, lint, spelling and strict types
-	$(BIN)/ruff format --check src tests examples
-	$(BIN)/ruff check src tests examples
-	$(BIN)/codespell src tests docs examples README.md CHANGELOG.md
+	$(BIN)/ruff format --check src tests examples experiments benchmarks
+	$(BIN)/ruff check src tests examples experiments benchmarks
+	$(BIN)/codespell src tests docs examples experiments benchmarks README.md CHANGELOG.md
 	$(BIN)/mypy
 
 docs: $(STAMP)  ## the documentation site, strict
