@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -214,6 +215,19 @@ def test_another_evaluation_in_the_folder_is_refused(
     prompts.write_text(prompts.read_text().replace("cake 3", "pie 3"))
     with pytest.raises(OtherEvaluation, match=r"sha256\.sets\.cakes"):
         plan_eval(same)
+
+
+def test_another_chat_template_is_another_evaluation(
+    tmp_path: Path, llama_base: Path, judge: CountingJudge
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(llama_base, model)
+    models = {"aligned": {"path": str(model)}}
+    evaluate(config(tmp_path, models))
+    template = model / "chat_template.jinja"
+    template.write_text("Kindly. " + template.read_text())
+    with pytest.raises(OtherEvaluation, match=r"sha256\.tokens\.aligned"):
+        plan_eval(config(tmp_path, models))
 
 
 def test_a_judge_with_other_weights_is_another_evaluation(

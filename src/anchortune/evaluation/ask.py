@@ -31,7 +31,10 @@ def ask(plan: EvalPlan, log: OutputLog) -> dict[str, list[dict[str, Any]]]:
     path = plan.folder.path / ENGINES_FILE
     engines: dict[str, list[dict[str, Any]]] = {}
     if path.is_file():
-        engines = json.loads(path.read_text("utf-8"))
+        try:
+            engines = json.loads(path.read_text("utf-8"))
+        except ValueError:
+            raise EvaluationError(f"{path}: not JSON; delete it to go on.") from None
 
     def run_as(name: str, facts: dict[str, Any]) -> None:
         """Keeps how a model is run, once for each way: a resumed run may have another."""

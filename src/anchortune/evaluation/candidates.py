@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -193,8 +194,10 @@ def answers_to(candidate: Candidate, items: Sequence[Item]) -> list[Answer]:
     return found
 
 
-def measure_prompts(candidate: Candidate, items: Sequence[Item]) -> list[int]:
-    """The tokens of each prompt as the model will be given it.
+def measure_prompts(candidate: Candidate, items: Sequence[Item]) -> tuple[list[int], str]:
+    """How many tokens each prompt has as the model will be given it, and the SHA-256 of them all.
+
+    The hash tells of another tokenizer or chat template, which change answers as weights do.
 
     Raises:
         EvaluationError: one is longer than what the model reads.
@@ -204,14 +207,18 @@ def measure_prompts(candidate: Candidate, items: Sequence[Item]) -> list[int]:
     config = candidate.skeleton.config.get_text_config()
     limit = getattr(config, "max_position_embeddings", None)
     system = candidate.section.system
-    lengths = [len(encode(candidate.tokenizer, item, system)) for item in items]
+    lengths, total = [], hashlib.sha256()
+    for item in items:
+        ids = encode(candidate.tokenizer, item, system)
+        lengths.append(len(ids))
+        total.update(f"{ids}\n".encode())
     longest = max(range(len(items)), key=lambda i: lengths[i])
     if limit is not None and lengths[longest] >= limit:
         raise EvaluationError(
             f"models.{candidate.name}: prompt {items[longest].id} of '{items[longest].set}' has "
             f"{lengths[longest]} tokens and the model reads at most {limit}; leave it out."
         )
-    return lengths
+    return lengths, total.hexdigest()
 
 
 def for_judges(candidate: Candidate) -> dict[str, Any]:

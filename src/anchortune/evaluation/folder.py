@@ -31,6 +31,7 @@ def identity(
     models: Mapping[str, Mapping[str, Any]],
     sets: Mapping[str, Mapping[str, Any]],
     judges: list[dict[str, Any]],
+    tokens: Mapping[str, Mapping[str, str]],
 ) -> dict[str, Any]:
     """What decides the result: the config without its pace, and the hashes of everything.
 
@@ -39,6 +40,7 @@ def identity(
         models: by name, the identity of each.
         sets: by name, where its prompts come from, with hashes.
         judges: their identities.
+        tokens: by model that runs here and by set, the hash of the prompts' tokens.
     """
     return {
         **_without_pace(config.science()),
@@ -47,6 +49,7 @@ def identity(
             "sets": {
                 name: found.get("items_sha256", found.get("sha256")) for name, found in sets.items()
             },
+            "tokens": tokens,
         },
         "judged_by": _without_pace(judges),
     }

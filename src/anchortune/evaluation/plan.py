@@ -264,19 +264,22 @@ def _plan(config: EvalConfig, asked: list[Asked] | None, timed: bool) -> EvalPla
     judges = _judges(config, candidates)
     given: dict[tuple[str, str], list[Answer]] = {}
     lengths: dict[str, list[list[int]]] = {}
+    tokens: dict[str, dict[str, str]] = {}
     for name, candidate in candidates.items():
         for one in asked:
             if candidate.given is not None:
                 given[name, one.name] = answers_to(candidate, one.items)
             elif candidate.runs_here:
-                found = measure_prompts(candidate, one.items)
+                found, digest = measure_prompts(candidate, one.items)
                 lengths.setdefault(name, []).append(found)
+                tokens.setdefault(name, {})[one.name] = digest
     plan = EvalPlan(
         config, candidates, asked, judges, [_facts(judge) for judge in judges], given,
         EvalFolder(config.output, {}), State.NEW, {}, notes=notes,
     )  # fmt: skip
     sets = {one.name: one.identity for one in asked}
-    plan.folder = EvalFolder(config.output, identity(config, _models(plan), sets, plan.judge_facts))
+    decides = identity(config, _models(plan), sets, plan.judge_facts, tokens)
+    plan.folder = EvalFolder(config.output, decides)
     plan.state = plan.folder.state()
     plan.kin = [line for judge in judges for line in kinship(judge, _tested(candidates))]
     if plan.state is not State.COMPLETE:
