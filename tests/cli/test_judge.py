@@ -91,6 +91,18 @@ def test_two_judges_and_their_agreement(folder: Path, monkeypatch: pytest.Monkey
     assert "file and builtin on advbench: 100.0 % of 3 agree, κ 1.00" in result.stdout
 
 
+def test_of_many_reasons_the_commonest_are_told(folder: Path) -> None:
+    rows = [{"prompt": f"p{n}", "answer": "a"} for n in range(9)]
+    said = [row | {"verdict": "", "reason": f"why {max(2, n)}"} for n, row in enumerate(rows)]
+    (folder / "many.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (folder / "said.jsonl").write_text("\n".join(map(json.dumps, said)))
+    judge = f"{{name: file, file: {folder}/said.jsonl}}"
+    told = call("run", str(folder / "many.jsonl"), "--judge", judge).stdout
+    assert told.count("unscored, why") == 5
+    assert told.index("3 unscored, why 2") < told.index("1 unscored, why 3")
+    assert "many: 2 unscored for 2 other reasons" in told
+
+
 def test_a_judge_is_measured_against_labels(folder: Path) -> None:
     labels = folder / "labels.csv"
     labels.write_text(

@@ -70,7 +70,8 @@ def evaluated(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> 
             models[name]["arm"] = "sft"
     judges = ["builtin", {"name": "file", "file": write_rows(folder / "people.jsonl", people)}]
     judges.append("refusal")
-    chosen = config(folder, changes.pop("models", models), judges=judges, **changes)
+    changes = {"judges": judges, **changes}
+    chosen = config(folder, changes.pop("models", models), **changes)
     return Results.model_validate(evaluate(chosen).metrics)
 
 
@@ -127,6 +128,20 @@ def test_accuracy_and_what_could_not_be_parsed(found: Results) -> None:
     assert shown(measure.figures["aligned"]) == (2 / 3, 3, 0)  # a refusal is no number
     assert shown(measure.figures["sft-0"]) == (1.0, 3, 0)
     assert measure.note == "answers that could not be parsed: aligned 1 (1 of them refusals)"
+
+
+def test_a_judge_that_scores_nothing_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strangers = write_rows(
+        tmp_path / "strangers.jsonl", [{"prompt": "p", "answer": "a", "verdict": "safe"}]
+    )
+    found = evaluated(tmp_path, monkeypatch, judges=[{"name": "file", "file": strangers}])
+    assert found.measure("harm:file:cakes") is None
+    assert (
+        "harmful score of cakes (file): no answer of any model was scored, so there is no rate"
+        in found.warnings
+    )
 
 
 def test_categories_and_arms(found: Results) -> None:

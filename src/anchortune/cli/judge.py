@@ -23,6 +23,7 @@ app = typer.Typer(
 )
 
 Device = Annotated[str, typer.Option(help="Where it computes: auto, cpu, cuda or mps.")]
+_MOST_REASONS = 5
 _NAMED = "A judge's name, or its section in YAML: '{name: file, file: verdicts.jsonl}'."
 
 
@@ -170,6 +171,16 @@ def _wide(width: int) -> Console:
     return console if console.is_terminal else Console(width=max(console.width, width))
 
 
+def _told(reasons: dict[str, int]) -> list[str]:
+    """Why answers are unscored, the commonest first; people may give each a reason of its own."""
+    known = sorted(reasons.items(), key=lambda pair: -pair[1])
+    lines = [f"{count} unscored, {reason}" for reason, count in known[:_MOST_REASONS]]
+    rest = known[_MOST_REASONS:]
+    if rest:
+        lines.append(f"{sum(n for _, n in rest)} unscored for {len(rest)} other reasons")
+    return lines
+
+
 def _print_judged(found: list[Judged], both: list[Agreement]) -> None:
     from rich.markup import escape
     from rich.table import Table
@@ -195,8 +206,8 @@ def _print_judged(found: list[Judged], both: list[Agreement]) -> None:
     console = _wide(120)
     console.print(table)
     for line in found:
-        for reason, count in line.reasons.items():
-            said = f"{line.judge}, {line.model}, {line.set}: {count} unscored, {reason}"
+        for told in _told(line.reasons):
+            said = f"{line.judge}, {line.model}, {line.set}: {told}"
             console.print(escape(shown(said)), highlight=False)
     for one in both:
         console.print(escape(shown(agreement(one))), highlight=False)
@@ -242,9 +253,8 @@ def _print_calibration(judge: str, found: list[Calibration], false_positives: fl
     console = _wide(160)
     console.print(table)
     for one in found:
-        for reason, count in one.reasons.items():
-            said = f"{one.source}: {count} unscored, {reason}"
-            console.print(escape(shown(said)), highlight=False)
+        for told in _told(one.reasons):
+            console.print(escape(shown(f"{one.source}: {told}")), highlight=False)
     console.print(
         "AUC and recall are over every answer with a score, the rest over those the judge scored; "
         "95 % intervals in brackets.",

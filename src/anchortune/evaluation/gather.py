@@ -54,6 +54,12 @@ def gather(
         resamples=plan.config.bootstrap,
         seed=plan.config.seed,
     )
+    rated = {measure.key for measure in measures}
+    warnings += [
+        f"{one.label}: no answer of any model was scored, so there is no rate"
+        for one in counted
+        if one.marks and one.key not in rated
+    ]
     runs = {name: found.run for name, found in plan.candidates.items() if found.run is not None}
     return Results(
         models={name: found.identity for name, found in plan.candidates.items()},
