@@ -73,6 +73,8 @@ def _snapshot(name: str) -> Path:
 def merge_adapter(model: Any, adapter: str | Path) -> Any:
     """The model with ``adapter`` merged into its weights, in the dtype that it had.
 
+    What could be trained before still can, though PEFT freezes everything on the way.
+
     The sum is taken in float32 whatever the model's dtype, for in 16 bits most of a small update
     would be rounded away before it is added; only the result is rounded.
 
@@ -88,14 +90,18 @@ def merge_adapter(model: Any, adapter: str | Path) -> Any:
 
     folder, _ = locate_adapter(adapter)
     dtype = model.dtype
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     try:
         wrapped = PeftModel.from_pretrained(
             model.to(torch.float32), str(folder), use_safetensors=True
         )
-        return wrapped.merge_and_unload(safe_merge=True).to(dtype)
+        merged = wrapped.merge_and_unload(safe_merge=True).to(dtype)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise CheckpointError(
             f"adapter {adapter} does not load on the model ({reason[0]}): it belongs on the model "
             "that it was trained on"
         ) from None
+    for name, parameter in merged.named_parameters():
+        parameter.requires_grad_(name in trained)
+    return merged
