@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,8 @@ def test_a_folder_of_other_files_is_refused(tmp_path: Path) -> None:
         JobFolder(tmp_path).check()
     with pytest.raises(JobError, match="is a file; name a folder"):
         JobFolder(tmp_path / "mine.txt").check()
+    with pytest.raises(JobError, match=r"cannot be written: .*mine.txt is no folder"):
+        JobFolder(tmp_path / "mine.txt" / "job").check()
     folder = JobFolder(tmp_path / "new")
     folder.check()
     folder.claim()
@@ -48,12 +52,28 @@ def test_what_is_moved_aside_is_kept_under_a_number(tmp_path: Path) -> None:
 
 def test_withdrawing_takes_all_of_it_and_clears_what_a_kill_left(tmp_path: Path) -> None:
     folder = JobFolder(tmp_path)
-    for name in ("adapter", "adapter-on-base", "rejected/adapter", ".withdrawn.x", "train/asft"):
+    left = (".withdrawn.x", ".withdrawn.adapter/y", ".adapter.abc.part", ".model.abc.part")
+    for name in ("adapter", "adapter-on-base", "rejected/adapter", *left, "train/asft"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "record.json").write_text("{}")
     assert folder.withdraw()
     assert [path.name for path in tmp_path.iterdir()] == ["train"]
     assert not folder.withdraw()
+
+
+def test_a_full_disk_keeps_nothing_released(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = JobFolder(tmp_path)
+    (tmp_path / "adapter").mkdir()
+
+    def full(*_args: object, **_options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "mkdir", full)
+    assert folder.withdraw()
+    monkeypatch.undo()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_only_whole_lines_count(tmp_path: Path) -> None:

@@ -76,3 +76,9 @@ def test_a_made_anchor_is_used_and_another_one_trains_its_arm_again(
     assert states(plan_job(job))["train-asft"] == "complete"
     Anchor.from_checkpoints(llama_aligned, llama_base, rank=3).save(path)
     assert states(plan_job(job))["train-asft"] == "new"
+
+
+def test_a_base_that_is_the_model_itself_is_seen(make: Make, llama_base: Path) -> None:
+    model = {"path": str(llama_base), "adapter": None}
+    with pytest.raises(JobError, match="holds the very weights of model"):
+        plan_job(make(model=model, base=str(llama_base)))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from anchortune.errors import DataError, JobError
+from anchortune.errors import DataError, EvaluationError, JobError
 from anchortune.evaluation.screen import TooMuchHarm
 from anchortune.files import sha256_file
 from anchortune.jobs import run
@@ -126,6 +126,7 @@ def test_a_job_without_limits_releases_and_says_so(passed: Passed) -> None:
     assert (result.decision, result.exit_code, result.released) == (None, 0, True)
     note = json.loads((passed.folder / "adapter" / "release.json").read_text())
     assert "no limits" in note["sentence"]
+    assert not (passed.folder / "gate.json").exists()  # it would speak of limits that are gone
 
 
 def test_another_lambda_trains_one_arm_and_keeps_the_others_answers(passed: Passed) -> None:
@@ -161,6 +162,53 @@ def test_broken_data_takes_the_old_adapter_away(passed: Passed) -> None:
     assert not (passed.folder / "adapter").exists()
     assert not (passed.folder / "record.json").exists()
     assert read_status(passed.folder).state == "failed"
+
+
+def test_a_mistake_beside_a_change_costs_no_training(passed: Passed) -> None:
+    """Another λ would train anew; the mistake in the evaluation is told before anything moves."""
+    made = made_by_steps(passed.folder)
+    task = passed.make().evaluate.tasks[0].model_dump() | {"target": "lable"}
+    with pytest.raises(EvaluationError, match="no column 'lable'"):
+        run_job(passed.make(penalty={"lam": 7.0}, evaluate={"tasks": [task]}))
+    assert not (passed.folder / "superseded").exists()
+    page = passed.folder / "eval" / "report.html"
+    assert page.is_file()
+    assert made_by_steps(passed.folder) == made
+
+
+def test_a_record_of_the_evaluation_changed_by_hand_is_refused(passed: Passed) -> None:
+    path = passed.folder / "eval" / "record.json"
+    path.write_text(path.read_text().replace('"value": 0.0', '"value": 1.0'))
+    with pytest.raises(JobError, match=r"record\.json was changed since it was written; delete"):
+        run_job(passed.make())
+    assert not (passed.folder / "adapter").exists()
+
+
+def test_an_evaluation_deleted_and_cut_short_before_its_note_goes_on(
+    passed: Passed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(passed.folder / "eval")
+    with monkeypatch.context() as patch:
+        patch.setattr(JobFolder, "finish", _dies_at("evaluate", JobFolder.finish))
+        with pytest.raises(Killed):
+            run_job(passed.make())
+    assert run_job(passed.make()).released
+
+
+def _dies_at(step: str, finish: Any) -> Any:
+    def dying(folder: JobFolder, name: str, state: Any) -> None:
+        if name == step:
+            raise Killed
+        finish(folder, name, state)
+
+    return dying
+
+
+def test_all_weights_trained_over_an_adapter(make: Make) -> None:
+    result = run_job(make(lora=None, compare_with=[], limits=PASSES))
+    assert result.adapter.name == "model"
+    assert result.lines()[1].startswith("model   ")
+    assert (result.adapter / "config.json").is_file()
 
 
 class Killed(BaseException):

@@ -10,13 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from anchortune.errors import JobError
-from anchortune.files import write_json
+from anchortune.files import why_not_writable, write_json
 from anchortune.record import RECORD_FILE
 
 _MARK = "job.json"
@@ -128,15 +127,17 @@ class JobFolder:
         return self.path / "train" / arm
 
     def check(self) -> None:
-        """Raises where the folder holds what is no job's.
+        """Raises where the folder holds what is no job's, or where no folder can be.
 
         Raises:
-            JobError: it is a file, or holds other files.
+            JobError: it is a file, holds other files, or may not be written to.
         """
         if self.path.exists() and not self.path.is_dir():
             raise JobError(f"output {self.path} is a file; name a folder.")
         if self.path.is_dir() and any(self.path.iterdir()) and not self.is_job():
             raise JobError(f"output {self.path} holds files that are no job's; name another one.")
+        if reason := why_not_writable(self.path / _MARK):
+            raise JobError(f"output {self.path} cannot be written: {reason}; name another folder.")
 
     def is_job(self) -> bool:
         """Whether a job claimed the folder."""
@@ -159,6 +160,10 @@ class JobFolder:
         """Writes that a step is done."""
         write_json(self.steps / f"{name}.json", asdict(state))
 
+    def forget(self, name: str) -> None:
+        """Takes back that a step is done, before it is done again."""
+        (self.steps / f"{name}.json").unlink(missing_ok=True)
+
     def set_aside(self, path: Path) -> Path | None:
         """Moves what another state of the job made into ``superseded/``; None: there is nothing.
 
@@ -177,19 +182,24 @@ class JobFolder:
     def withdraw(self) -> bool:
         """Takes a released or rejected adapter away, and the job's record; whether there was one.
 
-        The renames come first, so that no half-deleted adapter is ever seen. The training's own
-        folder still has it.
+        The renames come first, so that no half-deleted adapter is ever seen, and need no room, so
+        that a full disk keeps nothing released. The training's own folder still has it.
         """
         (self.path / RECORD_FILE).unlink(missing_ok=True)
+        self._clear()
         places = [*(self.path / name for name in RELEASED), self.rejected]
         found = [path for path in places if path.exists()]
-        if found:
-            rubbish = Path(tempfile.mkdtemp(dir=self.path, prefix=_WITHDRAWN))
-            for path in found:
-                path.rename(rubbish / path.name)
-        for rubbish in self.path.glob(f"{_WITHDRAWN}*"):  # of a run that was killed here, too
-            shutil.rmtree(rubbish)
+        for path in found:
+            path.rename(self.path / f"{_WITHDRAWN}{path.name}")
+        self._clear()
         return bool(found)
+
+    def _clear(self) -> None:
+        """Deletes what was withdrawn, and half-made copies of a run that was killed."""
+        half = [f".{name}.*.part" for name in RELEASED]
+        for pattern in (f"{_WITHDRAWN}*", *half):
+            for rubbish in self.path.glob(pattern):
+                shutil.rmtree(rubbish)
 
     def write_status(self, status: JobStatus) -> None:
         """Writes ``status.json``."""

@@ -78,6 +78,7 @@ class EvaluateStep:
         try:
             plan = plan_eval(config)
         except OtherRun as error:
+            job.check()
             job.folder.withdraw()
             old = job.folder.set_aside(path)
             logger.info("%s; the old one is now %s", error, old)
@@ -94,6 +95,13 @@ class EvaluateStep:
         outputs = None
         if plan.state is State.COMPLETE:
             outputs = {"record_sha256": sha256_file(path / RECORD_FILE)}
+            state = job.folder.done(self.name)
+            known = state is not None and state.digest == plan.folder.digest
+            if known and state is not None and state.outputs != outputs:
+                raise JobError(
+                    f"{path / RECORD_FILE} was changed since it was written; delete {path} to "
+                    "evaluate again."
+                )
         return Ready(
             digest=plan.folder.digest,
             outputs=outputs,

@@ -66,10 +66,17 @@ class AnchorStep:
         config = job.config
         section = config.anchor
         base = config.aligned_from
+        aligned, before = weights_of(config.model), None if base is None else weights_of(base)
+        same = before is not None and before["sha256"] == aligned["sha256"]
+        if base is not None and same and config.model.adapter is None:
+            raise JobError(
+                f"base {base.path} holds the very weights of model {config.model.path}, so there "
+                "is nothing to anchor; name what the model was aligned from."
+            )
         digest = digest_of(
             {
-                "aligned": weights_of(config.model),
-                "base": None if base is None else weights_of(base),
+                "aligned": aligned,
+                "base": before,
                 "target_modules": config.anchor_targets,
                 "rank": section.rank if section is not None else None,
                 "energy": section.energy if section is not None else None,
@@ -137,6 +144,7 @@ class TrainStep:
         try:
             plan = plan_stage(config, screened=job.omitting)
         except OtherRun as error:
+            job.check()
             job.folder.withdraw()
             place = job.folder.set_aside(path)
             logger.info("%s; the old one is now %s", error, place)

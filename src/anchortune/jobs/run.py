@@ -6,6 +6,7 @@ goes on, and what changed is done again with all that depends on it.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from anchortune.jobs.folder import JobFolder, JobStatus, StepState, StepStatus
 from anchortune.jobs.judging import EvaluateStep, GateStep, ReportStep, gate_of
 from anchortune.jobs.lock import locked
 from anchortune.jobs.making import AnchorStep, TrainStep
-from anchortune.jobs.plan import plan_job, plan_steps
+from anchortune.jobs.plan import plan_job
 from anchortune.jobs.release import UNGATED, ReleaseStep
 from anchortune.jobs.screening import ScreenStep
 from anchortune.jobs.step import Job, Ready, Step
@@ -68,7 +69,7 @@ class JobResult:
     def lines(self) -> list[str]:
         """For people: the gate's sentence, where the adapter is, and what to open."""
         gate = self.sentence if self.decision is None else f"{self.decision}: {self.sentence}"
-        kept = "adapter" if self.released else "not released, kept at"
+        kept = f"{self.adapter.name:<7}" if self.released else "not released, kept at"
         return [f"gate    {gate}", f"{kept} {self.adapter}", f"report  {self.report}"]
 
     def to_json(self) -> dict[str, Any]:
@@ -119,14 +120,19 @@ def run_job(config: JobConfig) -> JobResult:
         status = JobStatus("running", now(), now(), [StepStatus(step.name) for step in steps])
         folder.write_status(status)
         job = Job(config, folder, checked=new)
+        if config.limits is None:  # what earlier limits decided is no word on this adapter
+            folder.gate.unlink(missing_ok=True)
         try:
             for number, step in enumerate(steps):
                 logger.info("[%d/%d] %s", number + 1, len(steps), step.label)
                 _take(job, step, status, number)
             record = _record(job)
         except BaseException as error:
-            folder.withdraw()
-            _failed(folder, status, error)
+            try:
+                folder.withdraw()
+            finally:
+                with contextlib.suppress(OSError):  # a full disk; the error itself is to be seen
+                    _failed(folder, status, error)
             raise
         result = _result(job, record)
         status.state, status.updated, status.exit_code = "complete", now(), result.exit_code
@@ -151,15 +157,15 @@ def _take(job: Job, step: Step, status: JobStatus, number: int) -> None:
         shown.state, shown.seconds = "skipped", seconds
         _tell(folder, status)
         return
-    if not job.checked and step.name not in _CHEAP:
-        plan_steps(job)  # so that hours of training do not end at a mistake in what comes after
-        job.checked = True
+    if step.name not in _CHEAP:
+        job.check()
     if folder.withdraw():
         logger.info("    the adapter of the run before is taken away until this one is through")
     write_text(folder.path / "config.yaml", dump_yaml(job.config))
     shown.folder, shown.total, shown.verdicts = ready.folder, ready.total, ready.verdicts
     shown.before = ready.before
     _tell(folder, status)
+    folder.forget(step.name)
     job.states[step.name] = _work(folder, step, ready)
     shown.state, shown.seconds = "done", job.states[step.name].seconds
     _tell(folder, status)

@@ -29,6 +29,20 @@ class Job:
     states: dict[str, StepState] = field(default_factory=dict)
     checked: bool = False
 
+    def check(self) -> None:
+        """Checks the whole job, once in a run, before a step works or moves an old result aside.
+
+        So hours of training do not end at a mistake in what comes after, and it costs no result.
+
+        Raises:
+            AnchortuneError: of the kind of the first thing that cannot be used.
+        """
+        from anchortune.jobs.plan import plan_steps  # which is made of the steps
+
+        if not self.checked:
+            plan_steps(self)
+            self.checked = True
+
     @property
     def omitting(self) -> Screened | None:
         """What the screening changes in training: nothing where no row is left out."""
