@@ -271,7 +271,8 @@ def test_identity_tells_head_and_backbone(head: Head) -> None:
     json.dumps(found)
 
 
-def test_from_section(llama_base: Path) -> None:
+def test_from_section(head: Head, llama_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anchortune.evaluation.judges.builtin.load_head", lambda: head)
     section = JudgeSection(name="builtin", model=str(llama_base), min_confidence=0.8, batch_size=2)
     found = BuiltinJudge.from_section(section, FP32).identity()
     assert found["weights"]["path"] == str(llama_base)
