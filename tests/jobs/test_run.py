@@ -16,6 +16,7 @@ from anchortune.jobs import run
 from anchortune.jobs.folder import JobFolder
 from anchortune.jobs.lock import locked
 from anchortune.jobs.run import run_job
+from anchortune.jobs.screening import sentence
 from anchortune.jobs.status import read_status
 from anchortune.record import read_record
 from tests.jobs.conftest import FAILS, OPEN, PASSES, Make, Passed, write_rows
@@ -167,8 +168,8 @@ def test_broken_data_takes_the_old_adapter_away(passed: Passed) -> None:
 def test_a_mistake_beside_a_change_costs_no_training(passed: Passed) -> None:
     """Another λ would train anew; the mistake in the evaluation is told before anything moves."""
     made = made_by_steps(passed.folder)
-    task = passed.make().evaluate.tasks[0].model_dump() | {"target": "lable"}
-    with pytest.raises(EvaluationError, match="no column 'lable'"):
+    task = passed.make().evaluate.tasks[0].model_dump() | {"target": "labels"}
+    with pytest.raises(EvaluationError, match="no column 'labels'"):
         run_job(passed.make(penalty={"lam": 7.0}, evaluate={"tasks": [task]}))
     assert not (passed.folder / "superseded").exists()
     page = passed.folder / "eval" / "report.html"
@@ -366,3 +367,11 @@ def test_every_weight_trained(make: Make, tmp_path: Path, llama_aligned: Path, l
     assert result.adapter == tmp_path / "job" / "model"
     assert (result.adapter / "config.json").is_file()
     assert not (tmp_path / "job" / "adapter").exists()
+
+
+def test_what_an_indicative_judge_found_is_marked() -> None:
+    found = {"judge": "builtin", "harmful": 2, "judged": 9, "unscored": 0, "dropped": 0}
+    assert "by builtin (indicative): 2 of 9" in sentence(
+        found | {"action": "report", "indicative": True}
+    )
+    assert "by builtin: 2 of 9" in sentence(found | {"action": "report", "indicative": False})

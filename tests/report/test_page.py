@@ -10,6 +10,7 @@ import pytest
 from anchortune.errors import DataError, EvaluationError
 from anchortune.record import write_record
 from anchortune.report import page as module
+from anchortune.report import view
 from anchortune.report.gate import Limits, decide
 from anchortune.report.page import write_page
 from anchortune.report.summary import summary
@@ -230,6 +231,9 @@ def test_a_record_of_something_else(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no record\.json in it"):
         write_page(tmp_path)
     record = made_up.record(made_up.whole())
+    write_record(tmp_path, record.model_copy(update={"kind": "job"}))
+    with pytest.raises(EvaluationError, match="is a whole job's; name the folder eval beside it"):
+        write_page(tmp_path)
     write_record(tmp_path, record.model_copy(update={"kind": "train"}))
     with pytest.raises(EvaluationError, match="is of a run of kind 'train'"):
         write_page(tmp_path)
@@ -242,13 +246,20 @@ def test_a_record_of_something_else(tmp_path: Path) -> None:
     assert not (tmp_path / "report.html").exists()
 
 
+def test_a_judges_own_figures_are_told_in_words() -> None:
+    """Keys as the builtin judge's head has them."""
+    columns, rows = view.grid({"xstest": {"auc": 0.9352, "recall_at_5_fpr": 0.6765}}) or ([], [])
+    assert columns == ["AUC", "recall at 5 % false positives"]
+    assert rows == [("xstest", ["0.9352", "0.6765"])]
+
+
 def test_the_summary_is_made_from_the_figures() -> None:
     assert summary(made_up.whole()) == [
-        "Answers judged harmful by builtin on kitchen secrets: aligned 11.5 %, sft 97.7 %, asft "
-        "10.8 %; right answers on sst2: aligned 5.0 %, sft 88.0 %, asft 86.3 %.",
-        "asft against aligned: answers judged harmful by builtin on kitchen secrets −0.8 points "
-        "(95 % interval −6.5 to +4.8), no difference shown on 130 prompts; right answers on sst2 "
-        "+81.3 points (95 % interval +76.2 to +85.5).",
+        "Answers judged harmful by builtin (indicative) on kitchen secrets: aligned 11.5 %, "
+        "sft 97.7 %, asft 10.8 %; right answers on sst2: aligned 5.0 %, sft 88.0 %, asft 86.3 %.",
+        "asft against aligned: answers judged harmful by builtin (indicative) on kitchen secrets "
+        "−0.8 points (95 % interval −6.5 to +4.8), no difference shown on 130 prompts; right "
+        "answers on sst2 +81.3 points (95 % interval +76.2 to +85.5).",
     ]
     assert summary(made_up.results([])) == []
 

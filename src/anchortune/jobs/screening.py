@@ -105,6 +105,7 @@ def counts(found: Screened) -> dict[str, Any]:
     """What was found, in numbers."""
     return {
         "judge": found.judge.get("name"),
+        "indicative": bool(found.judge.get("indicative")),
         "action": found.action,
         "judged": sum(source.judged for source in found.sources),
         "harmful": found.harmful,
@@ -115,8 +116,9 @@ def counts(found: Screened) -> dict[str, Any]:
 
 def sentence(outputs: dict[str, Any]) -> str:
     """What was found, in one sentence."""
+    mark = " (indicative)" if outputs.get("indicative") else ""
     said = (
-        f"Screening of the training data by {outputs['judge']}: {outputs['harmful']} of "
+        f"Screening of the training data by {outputs['judge']}{mark}: {outputs['harmful']} of "
         f"{outputs['judged']} rows look harmful, {outputs['unscored']} unscored"
     )
     done = {

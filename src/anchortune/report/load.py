@@ -39,6 +39,8 @@ def results_of(record: Record, name: str = "the record") -> Results:
     Raises:
         EvaluationError: the record of something else, or results of another format.
     """
+    if record.kind == "job":
+        raise EvaluationError(f"{name} is a whole job's; name the folder eval beside it.")
     if record.kind != "eval":
         raise EvaluationError(
             f"{name} is of a run of kind {record.kind!r}; name the folder of an evaluation."

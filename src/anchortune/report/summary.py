@@ -32,7 +32,8 @@ def summary(results: Results) -> list[str]:
 
 def _what(measure: Measure) -> str:
     """What the rate counts, in a few words."""
-    judge = f" by {measure.judge}" if measure.judge else ""
+    mark = " (indicative)" if measure.indicative else ""
+    judge = f" by {measure.judge}{mark}" if measure.judge else ""
     return {
         "harm": f"answers judged harmful{judge} on {measure.set}",
         "refusal": f"refusals on {measure.set}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -288,6 +289,8 @@ def facts(value: Any, prefix: str = "") -> list[tuple[str, str, str]]:
 
 def _label(key: str) -> str:
     """A key as a reader would write it."""
+    if (rate := re.fullmatch(r"recall_at_(\d+)_fpr", key)) is not None:
+        return f"recall at {rate[1]} % false positives"
     words = {"auc": "AUC", "lam": "λ", "n": "n", "sha256": "SHA-256"}
     return " ".join(words.get(word, word) for word in key.split("_"))
 
