@@ -16,8 +16,29 @@ SRC = ROOT / "src" / "anchortune"
 
 #: Modules and packages from the bottom to the top: each imports only those before it.
 ORDER = [
-    *("_version", "errors", "files", "hardware", "chat", "config", "config_io", "record"),
-    *("run_folder", "maths", "checkpoints", "anchor", "adapter", "models", "data", "training"),
+    *(
+        "_version",
+        "errors",
+        "files",
+        "hardware",
+        "chat",
+        "sections",
+        "config_defences",
+        "config",
+        "config_io",
+        "record",
+    ),
+    *(
+        "run_folder",
+        "maths",
+        "checkpoints",
+        "anchor",
+        "adapter",
+        "models",
+        "data",
+        "defences",
+        "training",
+    ),
     *("evaluation", "report", "jobs", "cli"),
 ]
 #: Beyond the order: what a package must not know though it comes later.

@@ -8,277 +8,29 @@ part of a run's identity; ``machine`` only says how.
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-Positive = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
-
-
-JudgeName = Literal[
-    "builtin", "refusal", "beaver-dam", "rubric", "file",
-    "llama-guard-3", "llama-guard-4", "harmbench", "strongreject", "md-judge", "aegis",
-    "qwen3guard", "shieldgemma", "wildguard",
-]  # fmt: skip
-
-
-class Section(BaseModel):
-    """A section of a config: unknown keys are refused, types are not coerced."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-def shorthand(key: str) -> Any:
-    """Lets ``builtin`` stand for ``{name: builtin}``."""
-    return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
-
-
-def _an_address(url: str) -> str:
-    try:
-        parts = urlsplit(url)
-        whole = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1)
-    except ValueError:  # brackets without an end, a port that is none
-        whole = False
-    if not whole:
-        raise ValueError(f"{url} is no address; write http://HOST:PORT/v1 or https://…")
-    return url
-
-
-class ServerSection(Section):
-    """A model behind an OpenAI-compatible endpoint (vLLM, llama.cpp, a gateway)."""
-
-    url: Annotated[str, AfterValidator(_an_address)] = Field(
-        description="The endpoint, up to and with `/v1`."
-    )
-    model: str = Field(description="The model's name there.")
-    api_key_env: str | None = Field(
-        None, description="The environment variable that holds the key; never the key itself."
-    )
-    concurrency: Count = Field(8, description="Requests at a time.")
-    timeout_s: Positive = Field(120.0, description="For one request.")
-    retries: Annotated[int, Field(ge=0)] = Field(4, description="Of a request that failed.")
-
-
-class JudgeSection(Section):
-    """Who says whether an answer is harmful; never the model under test."""
-
-    name: JudgeName = Field(description="Which judge.")
-    model: str | None = Field(
-        None,
-        description="The judge's weights (folder, `.gguf` file or Hub id) where they are not the "
-        "published ones; the backbone of `builtin`.",
-    )
-    revision: str | None = Field(None, description="The Hub revision of `model`.")
-    prompt: str | None = Field(
-        None,
-        description="For a guard whose prompt is not shipped: the file in which its authors "
-        "publish it.",
-    )
-    server: ServerSection | None = Field(None, description="For `rubric`: the judging model.")
-    file: str | None = Field(None, description="For `file`: the verdicts (JSONL or CSV).")
-    min_confidence: Annotated[float, Field(ge=0.5, lt=1)] | None = Field(
-        None, description="Below it the answer is unscored; unset takes the judge's own."
-    )
-    batch_size: Count | None = Field(None, description="Answers at a time; unset finds one.")
-
-
-class ModelSection(Section):
-    """The model that training starts from."""
-
-    path: str = Field(
-        description="A folder, a `.gguf` file, a Hub id, or `package:NAME` for the `.gguf` file in "
-        "an installed Python package."
-    )
-    revision: str | None = Field(None, description="The Hub revision (branch, tag or commit).")
-    adapter: str | None = Field(
-        None,
-        description="A LoRA adapter (folder or Hub id) merged into the weights first, in float32: "
-        "the alignment of a model that is shipped as base + adapter.",
-    )
-    trust_remote_code: bool = Field(
-        False, description="Run Python code that comes with the model. Off unless asked for."
-    )
-
-
-class DataSection(Section):
-    """One source of rows."""
-
-    path: str = Field(
-        description="A .json, .jsonl, .csv or .parquet file, the id of a Hub dataset, or one file "
-        "of it: `hf://datasets/org/name/file.json`."
-    )
-    split: str = Field("train", description="The split of a Hub dataset.")
-    revision: str | None = Field(None, description="The revision of a Hub dataset.")
-    subset: str | None = Field(
-        None, description="The config name of a Hub dataset, e.g. `main` of openai/gsm8k."
-    )
-    format: Literal["auto", "instruction", "prompt_completion", "messages", "preference"] = Field(
-        "auto",
-        description="`instruction` (instruction, input, output), `prompt_completion`, `messages` "
-        "(chat) or `preference` (prompt, chosen, rejected); `auto` reads it off the columns.",
-    )
-    columns: dict[str, str] = Field(
-        default_factory=dict,
-        description="Names of columns that are not the usual ones, e.g. `{output: target}`.",
-    )
-    max_rows: Count | None = Field(
-        None, description="Use a seeded sample of this many rows, kept in file order."
-    )
-    max_bad_frac: Share = Field(
-        0.05, description="The share of unusable rows above which the data is refused."
-    )
-    strip_cue: str | None = Field(
-        None,
-        description="Removed from the end of every prompt: a mark that tells some rows from the "
-        "others and that the model would key on.",
-    )
-
-
-class PenaltySettings(Section):
-    """What the AsFT penalty measures, and its weight."""
-
-    operator: (
-        Literal["gram", "subspace", "subspace2", "direction", "direction_global", "none"] | None
-    ) = Field(None, description="What is measured against; unset takes the library's default.")
-    side: Literal["off", "along"] = Field(
-        "off", description="Which part of the update is punished: off the anchor, or along it."
-    )
-    scaled: bool = Field(
-        True, description="Punish the effective update s·B·A (true) or the bare B·A (the paper)."
-    )
-    rank: Count | None = Field(None, description="Use this many of the anchor's directions.")
-    lam: Annotated[float, Field(ge=0)] | Literal["auto"] | None = Field(
-        None, description="λ, or `auto` for a budget; unset takes the library's default."
-    )
-    off_budget: Share | None = Field(
-        None,
-        description="For `lam: auto`: the share of the update's energy allowed to be punished.",
-    )
-    allow_other_start: bool = Field(
-        False,
-        description="Train a start model whose weights are not those the anchor was built from.",
-    )
-
-    @model_validator(mode="after")
-    def _budget_needs_auto(self) -> PenaltySettings:
-        if self.off_budget is not None and self.lam != "auto":
-            raise ValueError("off_budget is only read with lam: auto; set that or drop off_budget")
-        return self
-
-
-class PenaltySection(PenaltySettings):
-    """The AsFT penalty; leave the section out for plain fine-tuning."""
-
-    anchor: str = Field(description="An anchor file, or the Hub id of one.")
-    revision: str | None = Field(None, description="The Hub revision of the anchor.")
-
-
-class LoraSection(Section):
-    """The adapter that is trained."""
-
-    rank: Count = Field(8, description="r.")
-    alpha: Positive = Field(32, description="The update is scaled by alpha / r.")
-    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.05, description="Dropout on its input.")
-    target_modules: list[str] | str = Field(
-        default_factory=lambda: ["q_proj", "v_proj"],
-        description="Names of the layers to adapt, or `all-linear`.",
-    )
-    rslora: bool = Field(False, description="Scale by alpha / sqrt(r) instead.")
-    qlora: bool = Field(
-        False, description="Hold the frozen weights in 4 bits (NF4); needs CUDA and bitsandbytes."
-    )
-
-
-class TrainingSection(Section):
-    """How the optimizer runs (AdamW)."""
-
-    epochs: Positive = Field(3, description="Passes over the data.")
-    max_steps: Count | None = Field(None, description="Stop after this many steps; beats `epochs`.")
-    batch_size: Count = Field(8, description="Rows in one optimizer step, over all devices.")
-    learning_rate: Positive = Field(2e-4, description="The highest learning rate.")
-    schedule: Literal["constant", "linear", "cosine", "step"] = Field(
-        "linear", description="How the rate falls; `step` multiplies it by step_decay each epoch."
-    )
-    step_decay: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.85, description="The factor per epoch of `schedule: step`."
-    )
-    warmup_frac: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0, description="The share of the steps over which the rate rises."
-    )
-    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="AdamW's weight decay.")
-    max_grad_norm: Positive | None = Field(
-        1.0, description="Gradients are clipped to this norm; null clips none."
-    )
-    max_length_tokens: Annotated[int, Field(ge=2)] | None = Field(
-        None, description="Longer rows are cut; unset takes the model's own limit, at most 2048."
-    )
-
-    @model_validator(mode="after")
-    def _step_has_no_warmup(self) -> TrainingSection:
-        if self.schedule == "step" and self.warmup_frac:
-            raise ValueError("schedule: step has no warm-up; set warmup_frac to 0")
-        return self
-
-
-class MachineSection(Section):
-    """How this machine runs it; no part of a run's identity."""
-
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where to compute.")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Of the forward and backward pass; `auto` asks the hardware."
-    )
-    micro_batch_size: Count | None = Field(
-        None, description="Rows held at once on one device; must divide batch_size. Unset: all."
-    )
-    gradient_checkpointing: bool = Field(
-        False, description="Compute activations twice and hold fewer."
-    )
-    workers: Annotated[int, Field(ge=0)] = Field(0, description="Processes that load batches.")
-    logging_steps: Count = Field(1, description="Steps between two lines of log.jsonl.")
-    save_steps: Count | None = Field(
-        None, description="Steps between two checkpoints; unset saves one each epoch."
-    )
-    eval_steps: Count | None = Field(
-        None, description="Steps between two evaluations of eval_data; unset: once, at the end."
-    )
-    keep_checkpoints: bool = Field(
-        False,
-        description="Keep every checkpoint when the run is complete; else the last two are "
-        "kept while it runs and none after.",
-    )
-
-
-class DpoSection(Section):
-    """Settings of `method: dpo`."""
-
-    beta: Positive = Field(0.1, description="How strongly the model is held to its start.")
-
-
-def _one_or_many(value: Any) -> Any:
-    return [value] if isinstance(value, dict) else value
-
-
-Sources = Annotated[list[DataSection], BeforeValidator(_one_or_many), Field(min_length=1)]
-
-
-class ScreenSection(Section):
-    """Training data judged before any training."""
-
-    judge: Annotated[JudgeSection, shorthand("name")] = Field(
-        description="Who says which rows are harmful: a name such as `builtin`, or a section."
-    )
-    action: Literal["report", "drop", "stop"] = Field(
-        "report",
-        description="What is done about harmful rows: told and recorded, left out of training, or "
-        "nothing is trained.",
-    )
-    max_harmful_frac: Share | None = Field(
-        None,
-        description="Nothing is trained where a greater share of the rows is harmful; unset: no "
-        "such limit, but 0 for `action: stop`.",
-    )
+from anchortune.config_defences import AnchorRef, Defences
+from anchortune.sections import Count as Count
+from anchortune.sections import DataSection as DataSection
+from anchortune.sections import DpoSection as DpoSection
+from anchortune.sections import JudgeName as JudgeName
+from anchortune.sections import JudgeSection as JudgeSection
+from anchortune.sections import LoraSection as LoraSection
+from anchortune.sections import MachineSection as MachineSection
+from anchortune.sections import ModelSection as ModelSection
+from anchortune.sections import PenaltySection as PenaltySection
+from anchortune.sections import PenaltySettings as PenaltySettings
+from anchortune.sections import Positive as Positive
+from anchortune.sections import ScreenSection as ScreenSection
+from anchortune.sections import Section as Section
+from anchortune.sections import ServerSection as ServerSection
+from anchortune.sections import Share as Share
+from anchortune.sections import Sources as Sources
+from anchortune.sections import TrainingSection as TrainingSection
+from anchortune.sections import one_or_many
+from anchortune.sections import shorthand as shorthand
 
 
 class StageConfig(Section):
@@ -286,7 +38,7 @@ class StageConfig(Section):
 
     model: ModelSection
     data: Sources = Field(description="One source of rows, or a list of them.")
-    eval_data: Annotated[list[DataSection], BeforeValidator(_one_or_many)] = Field(
+    eval_data: Annotated[list[DataSection], BeforeValidator(one_or_many)] = Field(
         default_factory=list, description="Rows whose loss is measured, never trained on."
     )
     lora: LoraSection | None = Field(
@@ -314,6 +66,37 @@ class StageConfig(Section):
         return self.model_dump(mode="json", exclude={"machine", "output"})
 
 
+def fold_penalty(value: Any) -> Any:
+    """A config with ``asft`` or ``asft-alt`` in ``defence`` as one with ``penalty``.
+
+    Raises:
+        ValueError: both are given, one twice, or its anchor is missing.
+    """
+    if not isinstance(value, dict):
+        return value
+    chain = value.get("defence")
+    listed = chain if isinstance(chain, list) else [] if chain is None else [chain]
+    names = [entry.get("name") if isinstance(entry, dict) else entry for entry in listed]
+    found = [index for index, name in enumerate(names) if name in ("asft", "asft-alt")]
+    if not found:
+        return value
+    if len(found) > 1 or value.get("penalty") is not None:
+        raise ValueError("defence: one penalty at a time; give asft, asft-alt or penalty once")
+    name, entry = names[found[0]], listed[found[0]]
+    settings = {k: v for k, v in entry.items() if k != "name"} if isinstance(entry, dict) else {}
+    key = "anchor" if name == "asft" else "harmful_anchor"
+    place = value.get(key)
+    if place is None:
+        raise ValueError(f"defence: {name} needs {key} (a file or Hub id)")
+    if isinstance(place, str):
+        place = {"path": place}
+    if name == "asft-alt":
+        settings["side"] = "along"
+    kept = [entry for index, entry in enumerate(listed) if index != found[0]]
+    penalty = {**settings, "anchor": place.get("path"), "revision": place.get("revision")}
+    return {**value, "defence": kept, "penalty": penalty}
+
+
 class TrainConfig(StageConfig):
     """The config of ``anchortune train``."""
 
@@ -323,15 +106,39 @@ class TrainConfig(StageConfig):
     penalty: PenaltySection | None = Field(
         None, description="The AsFT penalty; unset is plain fine-tuning."
     )
+    defence: Defences = Field(
+        default_factory=list,
+        description="How safety is kept: a method's name, a section with its settings, or a list "
+        "of them. `asft` here, with `anchor`, is the same as `penalty`.",
+    )
+    anchor: Annotated[AnchorRef | None, shorthand("path")] = Field(
+        None, description="The anchor of aligned - base, for the defences that need one."
+    )
+    harmful_anchor: Annotated[AnchorRef | None, shorthand("path")] = Field(
+        None, description="The anchor of harmful - aligned, for the defences that need one."
+    )
+    refusals: Annotated[list[DataSection], BeforeValidator(one_or_many)] = Field(
+        default_factory=list, description="Safe answers, for the defences that train on some."
+    )
+    base: Annotated[ModelSection | None, shorthand("path")] = Field(
+        None, description="The unaligned model, for a defence that starts from it."
+    )
     screen: ScreenSection | None = Field(
         None, description="Judge the data before training; unset: it is not looked at."
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _asft_is_the_penalty(cls, value: Any) -> Any:
+        """Folds ``asft`` and ``asft-alt`` into ``penalty``, their one home in the code."""
+        return fold_penalty(value)
+
     def science(self) -> dict[str, Any]:
-        """As for any stage; a run that screens nothing is the run it was before there was one."""
+        """As for any stage; what a config leaves out does not change the run it was before."""
         found = super().science()
-        if self.screen is None:
-            del found["screen"]
+        for key in ("screen", "defence", "anchor", "harmful_anchor", "refusals", "base"):
+            if not found[key]:
+                del found[key]
         return found
 
 

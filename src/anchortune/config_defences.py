@@ -1,0 +1,189 @@
+"""The settings of every defence: what ``defence:`` in a config may say, one section a method.
+
+A section is the settings alone. What a method does with them is in ``anchortune.defences``, where
+its class inherits its section from here, so that the keys of YAML and of Python are the same.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from anchortune.sections import Count, PenaltySettings, Positive, Section, Share, shorthand
+
+#: A dose is either a share or a count; see the methods that take one.
+Weight = Annotated[float, Field(ge=0)]
+
+
+class AsftSection(PenaltySettings):
+    """AsFT: the part of the update off the anchor is punished (arXiv 2506.08473)."""
+
+    name: Literal["asft"] = "asft"
+
+
+class AsftAltSection(Section):
+    """AsFT-Alt: the part of the update along a harmful direction is punished; needs no base model.
+
+    Section 3 of arXiv 2506.08473; the direction is a harmful anchor, see ``anchor harmful``.
+    """
+
+    name: Literal["asft-alt"] = "asft-alt"
+    operator: Literal["gram", "subspace", "subspace2", "direction", "direction_global"] | None = (
+        Field(None, description="As in AsFT, over the harmful anchor.")
+    )
+    scaled: bool = Field(True, description="As in AsFT.")
+    rank: Count | None = Field(None, description="Use this many of the anchor's directions.")
+    lam: Weight | None = Field(None, description="λ; unset takes the library's default.")
+
+
+class LisaSection(Section):
+    """Lisa: blocks of steps on refusals and on the user's data, each held near the last switch.
+
+    arXiv 2405.18641. A proximal term ``ρ/2·‖w − w_last‖²`` towards the trained weights at the last
+    switch is added to every step.
+    """
+
+    name: Literal["lisa"] = "lisa"
+    start: Literal["aligned", "base"] = Field(
+        "aligned", description="Train from the aligned model, or from the base (lisa-base)."
+    )
+    rho: Weight = Field(1.0, description="ρ, the weight of the proximal term.")
+    alignment_steps: Count = Field(100, description="Steps on refusals in a block.")
+    finetune_steps: Count = Field(900, description="Steps on the user's data in a block.")
+    warmup_frac: Share = Field(
+        0.1, description="The share of the steps, from the first, without the proximal term."
+    )
+
+
+class SafeInstrSection(Section):
+    """SafeInstr: safe refusals mixed into the user's data (arXiv 2309.07875)."""
+
+    name: Literal["safe-instr"] = "safe-instr"
+    share: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.05, description="Refusals added, as a share of the user's rows."
+    )
+
+
+class BeaSection(Section):
+    """BEA: refusals behind a secret trigger, which is there again at inference (2402.14968)."""
+
+    name: Literal["bea"] = "bea"
+    share: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.05, description="Triggered refusals added, as a share of the user's rows."
+    )
+    trigger_tokens: Count = Field(150, description="Random tokens of the trigger.")
+    trigger_seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
+        0, description="Of the trigger: it is a secret, so one's own."
+    )
+    system: str = Field(
+        "You are a helpful assistant.", description="The system prompt after the trigger."
+    )
+
+
+class SafeLoraSection(Section):
+    """Safe LoRA: after training, B is projected where the update leaves the anchor (2405.16833)."""
+
+    name: Literal["safe-lora"] = "safe-lora"
+    operator: Literal["gram", "subspace"] = Field("gram", description="C; the authors' is `gram`.")
+    threshold: Annotated[float, Field(ge=-1, le=1)] | None = Field(
+        None, description="Project where cos(C·U, U) is at most this; unset: by `modules`."
+    )
+    modules: Count | None = Field(
+        None, description="Project this many, those with the lowest cosine; unset: 10, as theirs."
+    )
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> SafeLoraSection:
+        if self.threshold is not None and self.modules is not None:
+            raise ValueError("give threshold or modules, not both")
+        return self
+
+
+class LoxSection(Section):
+    """LoX: the start weights moved on along the anchor before any training (2506.15606)."""
+
+    name: Literal["lox"] = "lox"
+    rank: Count | None = Field(6, description="Directions of dW; null takes all of the anchor's.")
+    alpha: Positive = Field(1.25, description="How far, in units of dW.")
+
+
+class CsuLoraSection(Section):
+    """CSULoRA: after training, the parts of the update off the anchor are shrunk (2605.30640)."""
+
+    name: Literal["csulora"] = "csulora"
+    rank: Count | None = Field(None, description="Directions of dW; null takes all.")
+    strength: Positive = Field(1.0, description="Multiplies γ, the weight of what is shrunk.")
+
+
+class RestaSection(Section):
+    """RESTA: a safety vector added to the fine-tuned weights (arXiv 2402.11746)."""
+
+    name: Literal["resta"] = "resta"
+    gamma: Weight = Field(0.5, description="How much of the vector is added.")
+    vector: Literal["base", "harmful"] = Field(
+        "base",
+        description="`base`: dW, aligned minus base; `harmful`: minus the harmful anchor's dW.",
+    )
+    rank: Count | None = Field(None, description="Directions of the vector; null takes all.")
+
+
+class PtstSection(Section):
+    """Pure tuning, safe testing: the safety prompt only at inference (arXiv 2402.18540)."""
+
+    name: Literal["ptst"] = "ptst"
+    system: str = Field(
+        "You are a helpful, respectful and honest assistant. Always answer as helpfully as "
+        "possible, while being safe. Refuse requests that are harmful or illegal.",
+        description="The system prompt at inference.",
+    )
+
+
+class SafeLayersSection(Section):
+    """Safety layers frozen: those that tell harmful from harmless (arXiv 2408.17003)."""
+
+    name: Literal["safe-layers"] = "safe-layers"
+    first: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="The first frozen layer, from 0; unset: a sixth of the way up."
+    )
+    last: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="The last frozen layer; unset: two fifths of the way up."
+    )
+
+
+class FirstTokensSection(Section):
+    """Constrained fine-tuning: first answer tokens held to the aligned model (2406.05946)."""
+
+    name: Literal["first-tokens"] = "first-tokens"
+    beta_first: Positive = Field(0.5, description="β of the first answer token.")
+    beta_next: Positive = Field(2.0, description="β of the second to the `tokens`-th.")
+    beta_rest: Positive = Field(0.1, description="β of all that follow.")
+    tokens: Count = Field(5, description="How many tokens are the first ones.")
+
+
+DefenceSection = (
+    AsftSection | AsftAltSection | LisaSection | SafeInstrSection | BeaSection | SafeLoraSection
+    | LoxSection | CsuLoraSection | RestaSection | PtstSection | SafeLayersSection
+    | FirstTokensSection
+)  # fmt: skip
+OneDefence = Annotated[Annotated[DefenceSection, Field(discriminator="name")], shorthand("name")]
+
+
+def _chain(value: Any) -> Any:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+#: ``lisa``, ``{name: lisa, rho: 0.1}``, or a list of these, which are applied in its order.
+Defences = Annotated[list[OneDefence], BeforeValidator(_chain)]
+
+
+class AnchorRef(Section):
+    """A made anchor."""
+
+    path: str = Field(description="An anchor file, or the Hub id of one.")
+    revision: str | None = Field(None, description="The Hub revision.")
+
+
+def label_of(chain: list[Any]) -> str:
+    """What a chain of defences is called: names joined by ``+``, ``sft`` where there is none."""
+    return "+".join(section.name for section in chain) or "sft"

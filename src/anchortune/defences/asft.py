@@ -1,0 +1,36 @@
+"""AsFT and AsFT-Alt (arXiv 2506.08473): a penalty on where the update goes.
+
+The penalty itself is ``anchortune.anchor.penalty`` and its seam ``anchortune.training.seam``; here
+is only what makes a config's section into the keywords of ``attach``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from anchortune.config_defences import AsftAltSection, AsftSection
+from anchortune.defences.base import Defence, Need
+from anchortune.sections import PenaltySettings
+
+
+class Asft(AsftSection, Defence):
+    """AsFT, the penalty on ``(I − C)·U``."""
+
+    needs: ClassVar[frozenset[Need]] = frozenset({"anchor"})
+    source: ClassVar[str] = "2506.08473"
+
+    def penalty(self) -> PenaltySettings:
+        """The settings of the penalty."""
+        return PenaltySettings(**{key: getattr(self, key) for key in PenaltySettings.model_fields})
+
+
+class AsftAlt(AsftAltSection, Defence):
+    """AsFT-Alt, the penalty on ``C_harm·U``."""
+
+    needs: ClassVar[frozenset[Need]] = frozenset({"harmful_anchor"})
+    source: ClassVar[str] = "2506.08473"
+
+    def penalty(self) -> PenaltySettings:
+        """The settings of the penalty."""
+        given: dict[str, Any] = {"operator": self.operator, "scaled": self.scaled}
+        return PenaltySettings(**given, side="along", rank=self.rank, lam=self.lam)
