@@ -20,7 +20,8 @@ from anchortune.errors import CheckpointError
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 
-_Factors = dict[str, tuple[Tensor, Tensor]]
+#: Module -> (A, s·B), in float32.
+Factors = dict[str, tuple[Tensor, Tensor]]
 _PREFIX = "base_model.model."
 #: What makes an adapter more than s·B·A on untouched weights, by key of its config.
 _MORE = (
@@ -53,22 +54,56 @@ def compose(
         CheckpointError: one of them is more than s·B·A (DoRA, biases, saved modules, …), or they
             do not fit each other.
     """
-    parts = [_factors(*first), _factors(*second)]
+    parts = [plain_factors(*first), plain_factors(*second)]
+    held: Factors = {}
+    for module in sorted(set(parts[0]) | set(parts[1])):
+        pairs = [part[module] for part in parts if module in part]
+        if len({(a.shape[1], b.shape[0]) for a, b in pairs}) > 1:
+            raise CheckpointError(f"the two adapters have other shapes at {module}")
+        held[module] = (torch.cat([a for a, _ in pairs]), torch.cat([b for _, b in pairs], dim=1))
+    return as_lora(
+        held,
+        base,
+        revision,
+        task_type=second[1].get("task_type") or first[1].get("task_type"),
+        fan_in_fan_out=bool(first[1].get("fan_in_fan_out") or second[1].get("fan_in_fan_out")),
+    )
+
+
+def as_lora(
+    factors: Factors,
+    base: str | None = None,
+    revision: str | None = None,
+    *,
+    task_type: str | None = "CAUSAL_LM",
+    fan_in_fan_out: bool = False,
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A plain LoRA of given factors, each module at a rank of its own.
+
+    Args:
+        factors: module -> (A of shape (r, d_in), B of shape (d_out, r)); scales are in B already.
+            Where r is 0, the module gets one rank of zeros, for PEFT knows no rank 0.
+        base: the bare base model, named in the result.
+        revision: the base's.
+        task_type: as PEFT calls it.
+        fan_in_fan_out: the base stores the modules' weights (d_in, d_out).
+
+    Returns:
+        The tensors, in float32, and ``adapter_config.json``; every module's alpha is its rank.
+    """
     state: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
-    for module in sorted(set(parts[0]) | set(parts[1])):
-        held = [part[module] for part in parts if module in part]
-        if len({(a.shape[1], b.shape[0]) for a, b in held}) > 1:
-            raise CheckpointError(f"the two adapters have other shapes at {module}")
-        a, b = torch.cat([a for a, _ in held]), torch.cat([b for _, b in held], dim=1)
-        state[f"{_PREFIX}{module}.lora_A.weight"] = a.contiguous()
-        state[f"{_PREFIX}{module}.lora_B.weight"] = b.contiguous()
+    for module, (a, b) in sorted(factors.items()):
+        if not a.shape[0]:
+            a, b = a.new_zeros(1, a.shape[1]), b.new_zeros(b.shape[0], 1)
+        state[f"{_PREFIX}{module}.lora_A.weight"] = _own(a)
+        state[f"{_PREFIX}{module}.lora_B.weight"] = _own(b)
         ranks[module] = a.shape[0]
     most = max(ranks.values())
     others = {module: rank for module, rank in ranks.items() if rank != most}
     return state, {
         "peft_type": "LORA",
-        "task_type": second[1].get("task_type") or first[1].get("task_type"),
+        "task_type": task_type,
         "base_model_name_or_path": base,
         "revision": revision,
         "inference_mode": True,
@@ -81,10 +116,8 @@ def compose(
         "bias": "none",
         "use_rslora": False,
         "init_lora_weights": True,
-        "fan_in_fan_out": bool(
-            first[1].get("fan_in_fan_out") or second[1].get("fan_in_fan_out")
-        ),
-    }  # fmt: skip
+        "fan_in_fan_out": fan_in_fan_out,
+    }
 
 
 def read_adapter(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -143,8 +176,16 @@ Where `adapter-on-base/` lies beside this folder, it holds both adapters as one,
     )
 
 
-def _factors(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> _Factors:
-    """``(A, s·B)`` in float32 by module, without PEFT's prefix."""
+def plain_factors(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> Factors:
+    """``(A, s·B)`` in float32 by module, without PEFT's prefix.
+
+    Args:
+        state: the tensors as PEFT saves them.
+        config: its ``adapter_config.json``.
+
+    Raises:
+        CheckpointError: it is more than s·B·A (DoRA, biases, saved modules, …).
+    """
     kind = config.get("peft_type")
     if kind != "LORA":
         raise CheckpointError(f"it is {kind}, not LORA")
@@ -156,7 +197,7 @@ def _factors(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> _Factors
         more.append(f"init_lora_weights: {start}")
     if more:
         raise CheckpointError(f"it is no plain LoRA ({', '.join(more)})")
-    found: _Factors = {}
+    found: Factors = {}
     for name, a in state.items():
         match = re.fullmatch(r"(?:base_model\.model\.)?(.+)\.lora_([AB])\.weight", name)
         if match is None or a.ndim != 2:
@@ -171,6 +212,11 @@ def _factors(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> _Factors
     if not found:
         raise CheckpointError("it holds no lora_A and lora_B")
     return found
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """A copy in float32 on the host, for safetensors takes no views of one storage."""
+    return tensor.detach().to("cpu", torch.float32, copy=True).contiguous()
 
 
 def _scale(config: Mapping[str, Any], module: str, held: int) -> float:
