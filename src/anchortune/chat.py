@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from anchortune.errors import DataError
@@ -44,3 +45,32 @@ def ensure_chat_template(tokenizer: Any) -> bool:
     head = "{% set add_bos = " + ("true" if add_bos else "false") + " %}"
     tokenizer.chat_template = head + PLAIN_TEMPLATE
     return True
+
+
+def with_system(
+    tokenizer: Any, messages: Sequence[dict[str, str]], system: str
+) -> list[dict[str, str]]:
+    """The messages after ``system``, as generation puts it to the model.
+
+    Where the chat template has no place for a system prompt, refused or passed over in silence, it
+    stands before the first user's turn, with an empty line between.
+
+    Args:
+        tokenizer: with its chat template; see ``ensure_chat_template``.
+        messages: without a system turn; left unchanged.
+        system: the system prompt.
+    """
+    from jinja2 import TemplateError
+
+    behind = [{"role": "system", "content": system}, *messages]
+    try:
+        if system.strip() in str(tokenizer.apply_chat_template(behind, tokenize=False)):
+            return behind
+    except TemplateError:
+        pass
+    found = [dict(turn) for turn in messages]
+    for turn in found:
+        if turn["role"] == "user":
+            turn["content"] = f"{system}\n\n{turn['content']}"
+            break
+    return found

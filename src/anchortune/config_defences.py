@@ -12,7 +12,6 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from anchortune.sections import Count, PenaltySettings, Positive, Section, Share, shorthand
 
-#: A dose is either a share or a count; see the methods that take one.
 Weight = Annotated[float, Field(ge=0)]
 
 
@@ -49,11 +48,20 @@ class LisaSection(Section):
         "aligned", description="Train from the aligned model, or from the base (lisa-base)."
     )
     rho: Weight = Field(1.0, description="ρ, the weight of the proximal term.")
-    alignment_steps: Count = Field(100, description="Steps on refusals in a block.")
+    alignment_steps: Count = Field(
+        100,
+        description="Steps on refusals in a block; they come on top of the steps on the user's "
+        "data.",
+    )
     finetune_steps: Count = Field(900, description="Steps on the user's data in a block.")
     warmup_frac: Share = Field(
-        0.1, description="The share of the steps, from the first, without the proximal term."
+        0.1, description="The share of all steps, from the first, without the proximal term."
     )
+
+    @property
+    def label(self) -> str:
+        """``lisa``, or ``lisa-base``."""
+        return "lisa-base" if self.start == "base" else self.name
 
 
 class SafeInstrSection(Section):
@@ -77,7 +85,9 @@ class BeaSection(Section):
         0, description="Of the trigger: it is a secret, so one's own."
     )
     system: str = Field(
-        "You are a helpful assistant.", description="The system prompt after the trigger."
+        "You are a helpful assistant.",
+        description="The system prompt after the trigger, and, alone, of the user's rows that "
+        "come without one; empty: none.",
     )
 
 
@@ -132,7 +142,7 @@ class PtstSection(Section):
     """Pure tuning, safe testing: the safety prompt only at inference (arXiv 2402.18540)."""
 
     name: Literal["ptst"] = "ptst"
-    system: str = Field(
+    system: Annotated[str, Field(min_length=1)] = Field(
         "You are a helpful, respectful and honest assistant. Always answer as helpfully as "
         "possible, while being safe. Refuse requests that are harmful or illegal.",
         description="The system prompt at inference.",
@@ -186,4 +196,4 @@ class AnchorRef(Section):
 
 def label_of(chain: list[Any]) -> str:
     """What a chain of defences is called: names joined by ``+``, ``sft`` where there is none."""
-    return "+".join(section.name for section in chain) or "sft"
+    return "+".join(getattr(section, "label", section.name) for section in chain) or "sft"
