@@ -28,23 +28,38 @@ def load_anchor(
     """
     if not isinstance(config, TrainConfig) or config.penalty is None:
         return None, None
+    section = config.penalty
+    anchor = open_anchor(section.anchor, section.revision, "penalty.revision")
+    return anchor, anchor_facts(anchor, section.anchor, section.revision)
+
+
+def open_anchor(place: str, revision: str | None, key: str) -> Anchor:
+    """The anchor in a file or on the Hub.
+
+    Args:
+        place: a file, or a Hub id.
+        revision: of the Hub id.
+        key: what the config calls the revision, for the error.
+
+    Raises:
+        AnchorError: there is none at that place, or it is broken.
+    """
     from anchortune.anchor.anchor import Anchor
 
-    section = config.penalty
-    path = Path(section.anchor).expanduser()
-    if path.is_file() or path.suffix == ".safetensors":
-        if section.revision is not None:
-            raise AnchorError(
-                f"{section.anchor}: penalty.revision is for a Hub id and this is a local file; "
-                "leave it out."
-            )
-        anchor = Anchor.load(path)
-    else:
-        anchor = Anchor.from_pretrained(section.anchor, revision=section.revision)
+    path = Path(place).expanduser()
+    if not path.is_file() and path.suffix != ".safetensors":
+        return Anchor.from_pretrained(place, revision=revision)
+    if revision is not None:
+        raise AnchorError(f"{place}: {key} is for a Hub id and this is a local file; leave it out.")
+    return Anchor.load(path)
+
+
+def anchor_facts(anchor: Anchor, place: str, revision: str | None) -> dict[str, Any]:
+    """An anchor's identity for the record."""
     metadata = anchor.metadata
-    return anchor, {
-        "path": section.anchor,
-        "revision": section.revision,
+    return {
+        "path": place,
+        "revision": revision,
         "sha256": anchor.sha256,
         "modules": len(anchor),
         "aligned": metadata.aligned.model_dump(mode="json"),

@@ -1,0 +1,180 @@
+"""What a chain of defences does to a saved adapter, and which of them need no training at all."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from anchortune.adapter.compose import (
+    CONFIG,
+    WEIGHTS,
+    Factors,
+    as_lora,
+    plain_factors,
+    read_adapter,
+    write_adapter,
+)
+from anchortune.config_defences import AnchorRef
+from anchortune.defences.base import Anchors, Defence
+from anchortune.defences.registry import defence_class, defences_of
+from anchortune.errors import CheckpointError, TrainingError
+from anchortune.files import atomic_directory, sha256_file
+from anchortune.maths.lowrank import LowRank, Update, add_updates
+from anchortune.record import RECORD_FILE
+from anchortune.training.anchored import open_anchor
+
+_TRAINING_HOOKS = (
+    "start_from", "before", "curriculum", "trained_layers", "terms", "task_loss"
+)  # fmt: skip
+_PENALTIES = ("asft", "asft-alt")
+
+
+def overrides(defence: type[Defence] | Defence, hook: str) -> bool:
+    """Whether a method has a hook of its own."""
+    kind = defence if isinstance(defence, type) else type(defence)
+    return getattr(kind, hook) is not getattr(Defence, hook)
+
+
+def split_chain(sections: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+    """(those that decide how is trained, those that only come after training), each in order.
+
+    The trained adapter is the same whatever the second part is, so that several chains which share
+    their first part can share one training.
+
+    Args:
+        sections: of ``anchortune.config_defences``, or methods made from them; ``asft`` and
+            ``asft-alt`` may be among them and count as training.
+    """
+    during, afterwards = [], []
+    for section in sections:
+        kind = type(section) if isinstance(section, Defence) else defence_class(section.name)
+        trains = any(overrides(kind, hook) for hook in _TRAINING_HOOKS)
+        late = section.name not in _PENALTIES and not trains
+        (afterwards if late else during).append(section)
+    return during, afterwards
+
+
+def as_defences(chain: Sequence[Any]) -> list[Defence]:
+    """The methods of a chain that holds methods, sections, or both."""
+    return [one if isinstance(one, Defence) else defences_of([one])[0] for one in chain]
+
+
+def load_anchors(anchor: AnchorRef | None, harmful_anchor: AnchorRef | None) -> Anchors:
+    """The anchors that a config's keys ``anchor`` and ``harmful_anchor`` name.
+
+    Raises:
+        AnchorError: there is none at that place, or it is broken.
+    """
+    given = {"anchor": anchor, "harmful_anchor": harmful_anchor}
+    found = {
+        key: None if ref is None else open_anchor(ref.path, ref.revision, f"{key}.revision")
+        for key, ref in given.items()
+    }
+    return Anchors(found["anchor"], found["harmful_anchor"])
+
+
+def mended(chain: Sequence[Any], update: Update, anchors: Anchors) -> Update:
+    """A trained update after every method's ``after``, in their order.
+
+    Raises:
+        AnchortuneError: a method cannot do it.
+    """
+    for defence in as_defences(chain):
+        update = defence.after(update, anchors)
+    return update
+
+
+def update_of(factors: Factors) -> Update:
+    """``(A, s·B)`` by module as low-rank updates."""
+    return {module: LowRank(b, a) for module, (a, b) in factors.items()}
+
+
+def factors_of(update: Update) -> Factors:
+    """The other way round."""
+    return {module: (part.right, part.left) for module, part in update.items()}
+
+
+def apply_after(
+    chain: Sequence[Any],
+    anchors: Anchors,
+    adapter_folder: str | Path,
+    out_folder: str | Path,
+    edit: Update | None = None,
+) -> dict[str, Any]:
+    """Writes an adapter that was trained, mended by ``chain``, as one standard LoRA.
+
+    Its tokenizer and whatever else lies beside it is copied; ``record.json`` is not.
+
+    Args:
+        chain: methods or sections; of each only ``after`` is called.
+        anchors: what they need.
+        adapter_folder: a PEFT folder, of a LoRA on the start model.
+        out_folder: the new PEFT folder, written whole or not at all.
+        edit: what had been added to the start weights before the training; becomes part of the
+            adapter, and of what ``after`` is given.
+
+    Returns:
+        ``path`` (the folder's name), ``sha256`` of its weights by file, and ``bytes``.
+
+    Raises:
+        CheckpointError: the adapter cannot be read, or is more than s·B·A.
+        AnchortuneError: a method cannot do it.
+    """
+    source, target = Path(adapter_folder), Path(out_folder)
+    state, config = read_adapter(source)
+    try:
+        update = update_of(plain_factors(state, config))
+    except CheckpointError as error:
+        raise CheckpointError(f"adapter {source}: {error}.") from None
+    methods = as_defences(chain)
+    refuse_transposed(methods, bool(config.get("fan_in_fan_out")), str(source))
+    if edit:
+        update = add_updates(edit, update)
+    tensors, made = as_lora(
+        factors_of(mended(methods, update, anchors)),
+        config.get("base_model_name_or_path"),
+        config.get("revision"),
+        task_type=config.get("task_type"),
+        fan_in_fan_out=bool(config.get("fan_in_fan_out")),
+    )
+    with atomic_directory(target) as temporary:
+        for file in source.iterdir():
+            if file.is_file() and file.name not in (CONFIG, WEIGHTS, RECORD_FILE):
+                shutil.copy(file, temporary)
+        write_adapter(temporary, tensors, made)
+    return result_files(target)
+
+
+def refuse_transposed(chain: Sequence[Defence], transposed: bool, place: str) -> None:
+    """Refuses methods that edit or mend updates on weights that are stored (d_in, d_out).
+
+    Raises:
+        TrainingError: there is one.
+    """
+    for defence in chain if transposed else ():
+        if overrides(defence, "before") or overrides(defence, "after"):
+            raise TrainingError(
+                f"defence {defence.label} edits weights stored (d_out, d_in) and {place} stores "
+                "them the other way round (Conv1D, as GPT-2 does); take it out of the chain."
+            )
+
+
+def result_files(folder: Path) -> dict[str, Any]:
+    """``path``, ``sha256`` of the weights by file, and ``bytes`` of a result's folder."""
+    weights = sorted(path for path in folder.iterdir() if path.suffix == ".safetensors")
+    return {
+        "path": folder.name,
+        "sha256": {path.name: sha256_file(path) for path in weights},
+        "bytes": sum(path.stat().st_size for path in folder.iterdir()),
+    }
+
+
+def in_float32(update: Update) -> Update:
+    """The update with float32 factors, as adapters are saved."""
+    return {
+        name: replace(part, left=part.left.float(), right=part.right.float())
+        for name, part in update.items()
+    }
