@@ -212,21 +212,30 @@ def _check_resumed(saved: dict[str, Any], now: dict[str, Any]) -> None:
             )
 
 
-def _refuse_backends(trainer: Any) -> None:
+def refuse_backends(trainer: Any, what: str = "the penalty") -> None:
+    """Refuses engines and optimizers that leave no moment between backward and clipping.
+
+    Args:
+        trainer: of transformers.
+        what: is to be added there, for the error.
+
+    Raises:
+        TrainingError: it has one.
+    """
     if getattr(trainer, "is_deepspeed_enabled", False):
         raise TrainingError(
-            "DeepSpeed steps inside its own backward, so the penalty cannot be added before "
+            f"DeepSpeed steps inside its own backward, so {what} cannot be added before "
             "clipping: train with DDP or on one device"
         )
     if getattr(trainer, "is_fsdp_enabled", False):
         raise TrainingError(
-            "FSDP shards the LoRA weights, which the penalty does not support yet: train with DDP "
+            f"FSDP shards the LoRA weights, which {what} does not support yet: train with DDP "
             "or on one device"
         )
     optim = str(getattr(trainer.args.optim, "value", trainer.args.optim)).lower()
     if any(name in optim for name in _OWN_BACKWARD):
         raise TrainingError(
-            f"the optimizer {optim!r} updates the weights during backward, before the penalty can "
+            f"the optimizer {optim!r} updates the weights during backward, before {what} can "
             "be added: choose another, for example adamw_torch"
         )
 
@@ -241,7 +250,7 @@ def _install(
     rank: int | None,
     off_budget: float | None,
 ) -> None:
-    _refuse_backends(trainer)
+    refuse_backends(trainer)
     state = _State(trainer, anchor, operator, lam, side, scaled, rank, off_budget)
     trainer._asft = state
     trainer.add_callback(_Guard(state))
