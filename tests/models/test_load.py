@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from anchortune.config import ModelSection
 from anchortune.errors import CheckpointError
-from anchortune.models.load import load_tokenizer
+from anchortune.models.load import Numbers, load_model, load_tokenizer
 from tests import tiny
 
 
@@ -16,3 +17,22 @@ def test_a_folder_without_a_tokenizer_says_so(tmp_path: Path) -> None:
     model = tiny.tiny_llama(tmp_path / "m")
     with pytest.raises(CheckpointError, match=r"there is no tokenizer in it.*save_pretrained"):
         load_tokenizer(ModelSection(path=str(model)))
+
+
+def test_in_16_bits_rotary_frequencies_stay_in_32(
+    llama_base: Path, llama_adapter: Path, tmp_path: Path
+) -> None:
+    numbers = Numbers(torch.device("cpu"), torch.bfloat16, torch.bfloat16)
+    plain = load_model(ModelSection(path=str(llama_base)), numbers)
+    held = dict(plain.named_buffers())
+    llama = tiny.tiny_llama(tmp_path / "m", intermediate_size=64)
+    gguf = tiny.tiny_gguf(tmp_path / "m.gguf", llama)
+    for section in (
+        ModelSection(path=str(llama_base), adapter=str(llama_adapter)),
+        ModelSection(path=str(gguf)),
+    ):
+        model = load_model(section, numbers)
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+        for name, buffer in model.named_buffers():
+            assert buffer.dtype == torch.float32
+            assert torch.equal(buffer, held[name])

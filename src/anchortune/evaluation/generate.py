@@ -313,7 +313,7 @@ def load_engine(
         CheckpointError: the model cannot be loaded, or an adapter does not fit.
     """
     from anchortune.adapter.merge import merge_adapter
-    from anchortune.models.load import Numbers, load_model, load_tokenizer
+    from anchortune.models.load import Numbers, cast, load_model, load_tokenizer
 
     section = ModelSection(
         path=str(candidate.path),
@@ -327,7 +327,7 @@ def load_engine(
     for adapter in candidate.adapter:
         model = merge_adapter(model, adapter)
     return TransformersEngine(
-        model.to(numbers.weights),
+        cast(model, numbers.weights),
         tokenizer,
         generation,
         machine.batch_size,

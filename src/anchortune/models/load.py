@@ -271,10 +271,25 @@ def load_model(
         )
     if place.gguf is not None:
         _clear_quantisation(model)
-        model.to(dtype)
+        cast(model, dtype)
     if section.adapter is not None:
-        model = merge_adapter(model, section.adapter).to(numbers.weights)
+        model = cast(merge_adapter(model, section.adapter), numbers.weights)
     return model if four_bit else model.to(numbers.device)
+
+
+def cast(model: Any, dtype: torch.dtype) -> Any:
+    """``model`` with its weights in ``dtype``, as if it had been loaded in it.
+
+    ``model.to(dtype)`` would also round what is computed and not saved, such as the frequencies of
+    rotary embeddings, which transformers keeps in float32: in bf16 distant positions would blur.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.is_floating_point() and name not in module._non_persistent_buffers_set:
+                setattr(module, name, buffer.to(dtype))
+    return model
 
 
 def _nf4(compute: torch.dtype) -> Any:
