@@ -228,7 +228,7 @@ class Proximal:
 
 
 def _batches(rows: int, size: int, seed: str) -> Iterator[list[int]]:
-    """Batches of indices below ``rows``, without end: every pass shuffled, its last may be small."""
+    """Batches of indices below ``rows``, without end; a pass is shuffled, its last may be small."""
     generator = random.Random(seed)
     while True:
         order = list(range(rows))
