@@ -13,9 +13,11 @@ from anchortune.cli.anchor import app as anchor_app
 from anchortune.cli.eval import evaluate
 from anchortune.cli.gate import gate
 from anchortune.cli.judge import app as judge_app
+from anchortune.cli.mix import mix
 from anchortune.cli.run import run
 from anchortune.cli.screen import screen
 from anchortune.cli.status import status
+from anchortune.cli.table import plot, table
 from anchortune.cli.train import train
 from anchortune.errors import AnchortuneError
 
@@ -33,6 +35,8 @@ app.command("eval")(evaluate)
 app.command()(gate)
 app.command()(run)
 app.command()(status)
+app.command()(table)
+app.command()(mix)
 app.add_typer(anchor_app, name="anchor")
 app.add_typer(judge_app, name="judge")
 

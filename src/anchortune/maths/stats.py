@@ -163,12 +163,13 @@ def bootstrap_difference(
     return float(low), float(high)
 
 
-def tango(up: int, down: int, n: int, z: float = Z95) -> tuple[float, float]:
+def tango(up: float, down: float, n: float, z: float = Z95) -> tuple[float, float]:
     """Tango's score interval of a paired difference ``(up - down) / n`` (T. Tango, 1998).
 
     Every difference d that a score test does not reject: ``|up - down - n d|`` is at most z times
     its standard error where d is true. It has width where no pair disagrees: z² / (n + z²) on
-    either side, as Wilson's has for a rate of 0.
+    either side, as Wilson's has for a rate of 0. Counts need not be whole: pairs that are not
+    independent tell as much as a smaller, effective number of them.
 
     Raises:
         ValueError: n below 1, or more disagreements than pairs.
@@ -195,8 +196,8 @@ def _last(inside: Callable[[float], bool], start: float, end: float = 1.0) -> fl
     return low
 
 
-def _check_pairs(up: int, down: int, n: int) -> None:
-    if n < 1 or min(up, down) < 0 or up + down > n:
+def _check_pairs(up: float, down: float, n: float) -> None:
+    if n < 1 or min(up, down) < 0 or up + down > n * (1 + 1e-12):
         raise ValueError(f"{up} and {down} disagreements do not fit {n} pairs")
 
 
