@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from anchortune.anchor.format import AnchorMetadata, Identity, ModuleInfo, Settings
 from anchortune.checkpoints.adapter import AdapterCheckpoint
@@ -155,6 +156,11 @@ def factorise(delta: Delta, rank: Rank, energy: float | None) -> Factors | None:
     dense = delta.dense
     if dense is None or frobenius_norm(dense) <= SAME_FRAC * delta.size:
         return None
+    return factorise_matrix(dense, rank, energy)
+
+
+def factorise_matrix(dense: Tensor, rank: Rank, energy: float | None = None) -> Factors:
+    """``factorise_dense`` on as many threads as pay."""
     with _few_threads(min(dense.shape)):
         return factorise_dense(dense, rank, energy)
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
 from anchortune._version import __version__
@@ -28,6 +28,8 @@ from anchortune.maths.factors import (
 
 KEY = "anchortune_anchor"
 FORMAT_VERSION = 1
+HARMFUL_VERSION = 2
+"""Of an anchor that says how it was made from harmful data; all others stay in version 1."""
 _PARTS = ("left", "sigma", "right")
 _ORTHONORMAL = 1e-3
 
@@ -116,8 +118,36 @@ class Settings(_Frozen):
     energy: float | None = None
 
 
+class HarmfulOrigin(_Frozen):
+    """What a harmful anchor, ``W_harm - W_aligned``, was made from; names and hashes, no text.
+
+    Attributes:
+        method: ``tune``: a fine-tune on the pairs; ``gradient``: one pass, ``-∇L`` of the loss.
+        data: what the file of harmful pairs is called.
+        data_sha256: of its content.
+        pairs: that were used.
+        rows: in the file.
+        seed: of the sample of pairs, and of the training.
+        settings: of the method, as plain values.
+        under: what the aligned model lies on, where that is an adapter.
+    """
+
+    method: Literal["tune", "gradient"]
+    data: str
+    data_sha256: str
+    pairs: int = Field(ge=1)
+    rows: int = Field(ge=1)
+    seed: int = Field(ge=0)
+    settings: dict[str, Any]
+    under: Identity | None = None
+
+
 class AnchorMetadata(_Frozen):
-    """Everything in the file that is not a tensor."""
+    """Everything in the file that is not a tensor.
+
+    A harmful anchor has ``harmful``; its ``aligned`` is then the harmful side of the difference
+    and its ``base`` the aligned model, from which a training that uses it starts.
+    """
 
     format_version: int = FORMAT_VERSION
     created_by: str = f"anchortune {__version__}"
@@ -126,6 +156,13 @@ class AnchorMetadata(_Frozen):
     settings: Settings
     modules: dict[str, ModuleInfo]
     notes: list[str] = []
+    harmful: HarmfulOrigin | None = None
+
+    @model_validator(mode="after")
+    def _version_tells(self) -> AnchorMetadata:
+        if (self.format_version == HARMFUL_VERSION) != (self.harmful is not None):
+            raise ValueError(f"harmful belongs to format version {HARMFUL_VERSION}, and to no other")
+        return self
 
 
 def serialise(modules: Mapping[str, Factors], metadata: AnchorMetadata) -> bytes:
@@ -137,7 +174,8 @@ def serialise(modules: Mapping[str, Factors], metadata: AnchorMetadata) -> bytes
         for part in _PARTS:
             value: Tensor = getattr(factors, part)
             tensors[f"{name}.{part}"] = value.detach().float().cpu().contiguous()
-    text = json.dumps(metadata.model_dump(mode="json"), sort_keys=True, allow_nan=False)
+    value = metadata.model_dump(mode="json", exclude={"harmful"} if not metadata.harmful else None)
+    text = json.dumps(value, sort_keys=True, allow_nan=False)
     data: bytes = save(tensors, {KEY: text})
     return data
 
@@ -173,10 +211,11 @@ def _metadata(path: Path, text: str) -> AnchorMetadata:
         version = value.get("format_version")
     except (ValueError, AttributeError) as error:
         raise AnchorError(f"{path}: the anchor's metadata is no JSON object") from error
-    if version != FORMAT_VERSION:
+    if version not in (FORMAT_VERSION, HARMFUL_VERSION):
         raise AnchorError(
             f"{path} is an anchor of format version {version}, and this anchortune "
-            f"({__version__}) reads version {FORMAT_VERSION}: update anchortune or build it again"
+            f"({__version__}) reads versions {FORMAT_VERSION} and {HARMFUL_VERSION}: update "
+            "anchortune or build it again"
         )
     try:
         metadata = AnchorMetadata.model_validate(value)

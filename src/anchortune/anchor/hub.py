@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from anchortune.anchor.format import Identity, serialise
+from anchortune.anchor.format import AnchorMetadata, Identity, serialise
 from anchortune.checkpoints.source import network_errors
 from anchortune.errors import AnchorError
 
@@ -34,11 +34,9 @@ def card(anchor: Anchor, repo_id: str) -> str:
             "",
             f"# Anchor: {metadata.aligned.id} - {metadata.base.id}",
             "",
-            "The low-rank factors of the difference between an aligned language model and the "
-            "model it was aligned from, for fine-tuning that keeps the alignment "
-            "([AsFT](https://arxiv.org/abs/2506.08473)).",
+            _what(metadata),
             "",
-            "| | aligned | base |",
+            "| | harmful | aligned |" if metadata.harmful else "| | aligned | base |",
             "|---|---|---|",
             *[
                 f"| {title} | {_cell(metadata.aligned, key)} | {_cell(metadata.base, key)} |"
@@ -65,10 +63,26 @@ def card(anchor: Anchor, repo_id: str) -> str:
             "from anchortune import Anchor, attach",
             "",
             f'anchor = Anchor.from_pretrained("{repo_id}")',
-            "attach(trainer, anchor)",
+            'attach(trainer, anchor, side="along")' if metadata.harmful else "attach(trainer, anchor)",
             "```",
             "",
         ]
+    )
+
+
+def _what(metadata: AnchorMetadata) -> str:
+    paper = "([AsFT](https://arxiv.org/abs/2506.08473))"
+    harmful = metadata.harmful
+    if harmful is None:
+        return (
+            "The low-rank factors of the difference between an aligned language model and the "
+            f"model it was aligned from, for fine-tuning that keeps the alignment {paper}."
+        )
+    how = "a short fine-tune" if harmful.method == "tune" else "one gradient pass"
+    return (
+        f"The low-rank factors of a harmful direction: where {how} on {harmful.pairs} harmful "
+        "pairs moves an aligned language model. For fine-tuning that keeps off that direction "
+        f"{paper}. Added to the aligned model it would undo its alignment."
     )
 
 

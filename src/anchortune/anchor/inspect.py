@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,8 @@ NEARLY_DECAY = 1.1
 """``gram`` with a selectivity below this punishes the aligned direction like any other."""
 OVERSHOOT = 2.0
 """Above this eigenvalue of ``gram``, (1 - c)² exceeds 1."""
+WEAK = 0.1
+"""Below this eigenvalue ``gram`` with ``side: along`` punishes less than 0.01 of an update."""
 _FREE = 1e-6
 
 
@@ -87,11 +89,14 @@ def inspect_anchor(anchor: Anchor) -> AnchorReport:
         base=anchor.metadata.base.id,
         sha256=anchor.sha256,
         modules=modules,
-        warnings=[*anchor.metadata.notes, *_warnings(modules)],
+        warnings=[
+            *anchor.metadata.notes,
+            *(_warnings(modules) if anchor.metadata.harmful is None else _along(modules)),
+        ],
     )
 
 
-def _oriented(factors: Factors, info: ModuleInfo) -> Factors:
+def oriented(factors: Factors, info: ModuleInfo) -> Factors:
     """``factors`` with d_out first, for a ``Conv1D`` is stored the other way round."""
     if not info.transposed:
         return factors
@@ -99,7 +104,7 @@ def _oriented(factors: Factors, info: ModuleInfo) -> Factors:
 
 
 def _module(name: str, factors: Factors, info: ModuleInfo) -> ModuleReport:
-    factors = _oriented(factors, info)
+    factors = oriented(factors, info)
     eigenvalues = gram_eigenvalues(factors)
     selectivity = {}
     for operator in PER_MODULE_OPERATORS:
@@ -165,6 +170,23 @@ def _warnings(modules: Sequence[ModuleReport]) -> list[str]:
     return found
 
 
+def _along(modules: Sequence[ModuleReport]) -> list[str]:
+    """What to know of a harmful anchor, whose penalty is on what goes along it."""
+    found = [
+        "this is a harmful anchor: penalise what goes along it (side: along, or asft-alt); the "
+        "selectivities are those of side: off"
+    ]
+    weak = [m for m in modules if m.eigenvalue_max < WEAK]
+    if weak:
+        largest = max(m.eigenvalue_max for m in weak)
+        found.append(
+            f"gram with side: along punishes next to nothing in "
+            f"{_some([m.module for m in weak], len(modules))}: its largest eigenvalue there is "
+            f"{largest:.2g}; prefer subspace or direction, which ask only where the anchor points"
+        )
+    return found
+
+
 def _ratio(module: ModuleReport, operator: str) -> float:
     ratio = module.selectivity[operator].ratio
     return float("inf") if ratio is None else ratio
@@ -182,13 +204,22 @@ def plot_anchor(report: AnchorReport, path: str | Path) -> None:
     Raises:
         AnchorError: another ending.
     """
+    save_figure(lambda: _figure(report), path)
+
+
+def save_figure(draw: Callable[[], Figure], path: str | Path) -> None:
+    """Writes what ``draw`` draws as PNG, SVG or PDF, by the ending of ``path``; SVG reproducibly.
+
+    Raises:
+        AnchorError: another ending.
+    """
     target = Path(path)
     if target.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise AnchorError(f"{path}: a plot ends in .png, .svg or .pdf")
     from matplotlib import rc_context
 
     with rc_context({"svg.hashsalt": "anchortune", "font.size": 9}):
-        figure = _figure(report)
+        figure = draw()
         metadata = {"Date": None} if target.suffix.lower() == ".svg" else None
         with atomic_path(target) as temporary:
             figure.savefig(temporary, dpi=150, format=target.suffix[1:].lower(), metadata=metadata)
@@ -275,12 +306,13 @@ def _bars(axes: Any, report: AnchorReport) -> None:
     axes.legend(handles=handles, loc="upper right", fontsize=8, ncols=2)
 
 
-def _layer(name: str) -> int | None:
+def layer_of(name: str) -> int | None:
+    """The number of the layer that a module's name holds; None where it holds none."""
     return next((int(part) for part in name.split(".") if part.isdigit()), None)
 
 
 def _layered(modules: Sequence[ModuleReport]) -> bool:
-    return all(_layer(m.module) is not None for m in modules)
+    return all(layer_of(m.module) is not None for m in modules)
 
 
 def _groups(modules: Sequence[ModuleReport]) -> dict[str, list[tuple[int, ModuleReport]]]:
@@ -288,7 +320,7 @@ def _groups(modules: Sequence[ModuleReport]) -> dict[str, list[tuple[int, Module
     layered = _layered(modules)
     groups: dict[str, list[tuple[int, ModuleReport]]] = {}
     for place, module in enumerate(modules):
-        layer = _layer(module.module)
+        layer = layer_of(module.module)
         x = layer if layered and layer is not None else place
         groups.setdefault(module.module.rsplit(".", 1)[-1], []).append((x, module))
     return groups
