@@ -24,6 +24,7 @@ ORDER = [
         "chat",
         "sections",
         "config_defences",
+        "config_mix",
         "config",
         "config_io",
         "record",

@@ -100,12 +100,13 @@ class ModelSection(Section):
     )
 
 
-class DataSection(Section):
-    """One source of rows."""
+class RowsSection(Section):
+    """Where rows lie, and how they are read."""
 
     path: str = Field(
-        description="A .json, .jsonl, .csv or .parquet file, the id of a Hub dataset, or one file "
-        "of it: `hf://datasets/org/name/file.json`."
+        description="A .json, .jsonl, .csv or .parquet file, `data:REL/PATH` for one under the "
+        "folder `ANCHORTUNE_DATA`, the id of a Hub dataset, or one file of it: "
+        "`hf://datasets/org/name/file.json`."
     )
     split: str = Field("train", description="The split of a Hub dataset.")
     revision: str | None = Field(None, description="The revision of a Hub dataset.")
@@ -121,11 +122,16 @@ class DataSection(Section):
         default_factory=dict,
         description="Names of columns that are not the usual ones, e.g. `{output: target}`.",
     )
-    max_rows: Count | None = Field(
-        None, description="Use a seeded sample of this many rows, kept in file order."
-    )
     max_bad_frac: Share = Field(
         0.05, description="The share of unusable rows above which the data is refused."
+    )
+
+
+class DataSection(RowsSection):
+    """One source of rows."""
+
+    max_rows: Count | None = Field(
+        None, description="Use a seeded sample of this many rows, kept in file order."
     )
     strip_cue: str | None = Field(
         None,

@@ -22,6 +22,7 @@ COMMANDS: list[tuple[str, ...]] = [
     ("gate",),
     ("run",),
     ("status",),
+    ("mix",),
     ("anchor",),
     ("anchor", "build"),
     ("anchor", "inspect"),

@@ -17,6 +17,7 @@ from anchortune.cli.mix import mix
 from anchortune.cli.run import run
 from anchortune.cli.screen import screen
 from anchortune.cli.status import status
+from anchortune.cli.sweep import sweep
 from anchortune.cli.table import plot, table
 from anchortune.cli.train import train
 from anchortune.errors import AnchortuneError
@@ -35,7 +36,9 @@ app.command("eval")(evaluate)
 app.command()(gate)
 app.command()(run)
 app.command()(status)
+app.command()(sweep)
 app.command()(table)
+app.command()(plot)
 app.command()(mix)
 app.add_typer(anchor_app, name="anchor")
 app.add_typer(judge_app, name="judge")

@@ -9,6 +9,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from anchortune.config import DataSection
+from anchortune.data.named import local_path
 from anchortune.data.rows import read_rows
 from anchortune.errors import DataError
 from anchortune.files import atomic_path, why_not_writable
@@ -22,7 +23,7 @@ def check_clean(section: DataSection, target: str | Path) -> None:
     Raises:
         DataError: the target is the source itself, of another format, or cannot be written.
     """
-    source, final = Path(section.path).expanduser(), Path(target)
+    source, final = local_path(section.path), Path(target)
     wanted = source.suffix.lower() if source.is_file() else ".jsonl"
     if final.suffix.lower() != wanted:
         raise DataError(f"{target}: rows of {section.path} are written as {wanted}; name it so.")
@@ -53,7 +54,7 @@ def write_clean(section: DataSection, places: Collection[str], target: str | Pat
     if unknown:
         raise DataError(f"{section.path} has no {unknown[0]}.")
     gone = [place in places for place in raw.places]
-    source = Path(section.path).expanduser()
+    source = local_path(section.path)
     if source.suffix.lower() == ".parquet" and source.is_file():
         import pyarrow  # type: ignore[import-untyped]  # comes with datasets
         import pyarrow.parquet  # type: ignore[import-untyped]

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from anchortune.config import DataSection
+from anchortune.data.named import local_path
 from anchortune.errors import DataError
 from anchortune.files import sha256_file
+from anchortune.sections import RowsSection
 
 _SURPLUS = "(more fields than columns)"
 _HUB_FILE = "hf://datasets/"
@@ -37,21 +38,19 @@ class RawRows:
     columns: list[str]
 
 
-def read_rows(section: DataSection) -> RawRows:
+def read_rows(section: RowsSection) -> RawRows:
     """The rows that ``section`` names.
 
     Raises:
         DataError: no such file or dataset, an unknown kind of file, broken JSON, not UTF-8, or no
             rows at all.
     """
-    if section.path.startswith(_HUB_FILE):
-        path = _hub_file(section)
-    else:
-        path = Path(section.path).expanduser()
+    on_hub = section.path.startswith(_HUB_FILE)
+    path = _hub_file(section) if on_hub else local_path(section.path)
     if path.is_dir():
         raise DataError(f"{section.path} is a folder; name a file ({', '.join(SUFFIXES)}) in it.")
     if path.is_file():
-        found, places = _read_file(path)
+        found, places = _read_file(path, section.path)
         digest = sha256_file(path)
     elif path.suffix.lower() in SUFFIXES or section.path.startswith((".", "/", "~")):
         raise DataError(f"{section.path}: no such file.")
@@ -74,36 +73,36 @@ def _digest(rows: Sequence[Any]) -> str:
     return digest.hexdigest()
 
 
-def _read_file(path: Path) -> tuple[list[Any], list[str]]:
+def _read_file(path: Path, name: str) -> tuple[list[Any], list[str]]:
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
-        raise DataError(f"{path}: unknown kind of file; expected {', '.join(SUFFIXES)}.")
+        raise DataError(f"{name}: unknown kind of file; expected {', '.join(SUFFIXES)}.")
     if suffix == ".parquet":
-        rows = _read_parquet(path)
+        rows = _read_parquet(path, name)
         return rows, [f"row {number}" for number in range(1, len(rows) + 1)]
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 at byte {error.start}; convert the file.") from None
+        raise DataError(f"{name}: not UTF-8 at byte {error.start}; convert the file.") from None
     if suffix == ".csv":
-        return _read_csv(path, text)
+        return _read_csv(name, text)
     if suffix == ".json":
         try:
             value = json.loads(text)
         except json.JSONDecodeError as error:
             if "Extra data" not in error.msg:  # else: JSON lines under the name .json
-                raise DataError(f"{path}: line {error.lineno}: not JSON ({error.msg}).") from None
+                raise DataError(f"{name}: line {error.lineno}: not JSON ({error.msg}).") from None
         else:
             if not isinstance(value, list):
                 raise DataError(
-                    f"{path}: expected a list of objects; for one object a line, "
+                    f"{name}: expected a list of objects; for one object a line, "
                     "name the file .jsonl."
                 )
             return value, [f"row {number}" for number in range(1, len(value) + 1)]
-    return _read_lines(path, text)
+    return _read_lines(name, text)
 
 
-def _read_lines(path: Path, text: str) -> tuple[list[Any], list[str]]:
+def _read_lines(name: str, text: str) -> tuple[list[Any], list[str]]:
     rows, places = [], []
     for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: U+2028 is content
         if not line.strip():
@@ -111,12 +110,12 @@ def _read_lines(path: Path, text: str) -> tuple[list[Any], list[str]]:
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError as error:
-            raise DataError(f"{path}: line {number}: not JSON ({error.msg}).") from None
+            raise DataError(f"{name}: line {number}: not JSON ({error.msg}).") from None
         places.append(f"line {number}")
     return rows, places
 
 
-def _read_csv(path: Path, text: str) -> tuple[list[Any], list[str]]:
+def _read_csv(name: str, text: str) -> tuple[list[Any], list[str]]:
     previous = csv.field_size_limit(1 << 30)
     reader = csv.DictReader(io.StringIO(text, newline=""), restkey=_SURPLUS, strict=True)
     rows, places = [], []
@@ -125,24 +124,24 @@ def _read_csv(path: Path, text: str) -> tuple[list[Any], list[str]]:
             rows.append(row)
             places.append(f"line {reader.line_num}")
     except csv.Error as error:
-        raise DataError(f"{path}: line {reader.line_num}: not CSV ({error}).") from None
+        raise DataError(f"{name}: line {reader.line_num}: not CSV ({error}).") from None
     finally:
         csv.field_size_limit(previous)
     return rows, places
 
 
-def _read_parquet(path: Path) -> list[Any]:
+def _read_parquet(path: Path, name: str) -> list[Any]:
     import pyarrow  # type: ignore[import-untyped]  # comes with datasets
     import pyarrow.parquet  # type: ignore[import-untyped]
 
     try:
         rows: list[Any] = pyarrow.parquet.read_table(path).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not a readable Parquet file ({error}).") from None
+        raise DataError(f"{name}: not a readable Parquet file ({error}).") from None
     return rows
 
 
-def _read_hub(section: DataSection) -> list[Any]:
+def _read_hub(section: RowsSection) -> list[Any]:
     import datasets
 
     try:
@@ -158,7 +157,7 @@ def _read_hub(section: DataSection) -> list[Any]:
     return list(loaded)
 
 
-def _hub_file(section: DataSection) -> Path:
+def _hub_file(section: RowsSection) -> Path:
     """Where one file of a Hub dataset lies once it is here: ``hf://datasets/org/name/file.json``.
 
     For datasets whose rows come from a script, which is never run.

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from anchortune.config import DataSection
+from anchortune.data.named import local_path
 from anchortune.data.rows import read_rows
 from anchortune.errors import DataError
 from anchortune.evaluation.candidates import Run
@@ -136,9 +136,9 @@ def _texts(run: Run) -> set[str]:
     """Every text in the files that a run was trained on, as far as they are still there."""
     found: set[str] = set()
     for path in run.data:
-        if not Path(path).expanduser().is_file():
-            continue
         try:
+            if not local_path(path).is_file():
+                continue
             rows = read_rows(DataSection(path=path)).rows
         except DataError:
             continue

@@ -8,10 +8,10 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from anchortune.config import DataSection
+from anchortune.data.named import local_path
 from anchortune.data.rows import RawRows, read_rows
 from anchortune.errors import DataError, EvaluationError
 from anchortune.evaluation.items import Item, part_of
@@ -56,7 +56,7 @@ class Source:
         given = [key for key in ("split", "subset", "revision") if getattr(self, key) is not None]
         if self.path.startswith("hf://"):
             given = [key for key in given if key != "revision"]
-        elif not Path(self.path).expanduser().is_file():
+        elif not local_path(self.path).is_file():
             given = []
         if given:
             raise EvaluationError(
@@ -73,7 +73,7 @@ class Source:
 
     def summary(self, split: str) -> dict[str, Any]:
         """For records."""
-        if Path(self.path).expanduser().is_file():
+        if local_path(self.path).is_file():
             return {"path": self.path}
         return {
             "path": self.path,
