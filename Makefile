@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 
 .PHONY: quickstart align-quickstart test full lint docs clean
 
-quickstart: $(STAMP)  ## the main job on a real model: lose safety, keep it (under 10 minutes)
+quickstart: $(STAMP)  ## the main job on a real model: lose safety, keep it (10 to 30 minutes)
 	$(BIN)/anchortune run examples/quickstart/job.yaml
 
 align-quickstart: $(STAMP)  ## makes the alignment adapter that the quickstart ships
