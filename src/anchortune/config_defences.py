@@ -97,11 +97,14 @@ class SafeLoraSection(Section):
     name: Literal["safe-lora"] = "safe-lora"
     operator: Literal["gram", "subspace"] = Field("gram", description="C; the authors' is `gram`.")
     threshold: Annotated[float, Field(ge=-1, le=1)] | None = Field(
-        None, description="Project where cos(C·U, U) is at most this; unset: by `modules`."
+        None,
+        description="Project where cos(C·U, U) is at most this (1: everywhere); unset: by "
+        "`modules`.",
     )
     modules: Count | None = Field(
         None, description="Project this many, those with the lowest cosine; unset: 10, as theirs."
     )
+    rank: Count | None = Field(None, description="Directions of dW; null takes all.")
 
     @model_validator(mode="after")
     def _one_rule(self) -> SafeLoraSection:
@@ -192,6 +195,9 @@ class AnchorRef(Section):
 
     path: str = Field(description="An anchor file, or the Hub id of one.")
     revision: str | None = Field(None, description="The Hub revision.")
+    allow_other_start: bool = Field(
+        False, description="Use it for a model whose weights are not those it was built from."
+    )
 
 
 def label_of(chain: list[Any]) -> str:
