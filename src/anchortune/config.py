@@ -23,6 +23,8 @@ from anchortune.sections import ModelSection as ModelSection
 from anchortune.sections import PenaltySection as PenaltySection
 from anchortune.sections import PenaltySettings as PenaltySettings
 from anchortune.sections import Positive as Positive
+from anchortune.sections import ProbeSection as ProbeSection
+from anchortune.sections import PromptsSection as PromptsSection
 from anchortune.sections import ScreenSection as ScreenSection
 from anchortune.sections import Section as Section
 from anchortune.sections import ServerSection as ServerSection
@@ -126,6 +128,9 @@ class TrainConfig(StageConfig):
     screen: ScreenSection | None = Field(
         None, description="Judge the data before training; unset: it is not looked at."
     )
+    probe: ProbeSection | None = Field(
+        None, description="Watch the model's safety while it trains; unset: nobody looks."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -133,10 +138,16 @@ class TrainConfig(StageConfig):
         """Folds ``asft`` and ``asft-alt`` into ``penalty``, their one home in the code."""
         return fold_penalty(value)
 
+    @model_validator(mode="after")
+    def _steered_by_a_probe(self) -> TrainConfig:
+        if self.penalty is not None and self.penalty.steer == "probe" and self.probe is None:
+            raise ValueError("steer: probe needs a probe section, with its prompts")
+        return self
+
     def science(self) -> dict[str, Any]:
         """As for any stage; what a config leaves out does not change the run it was before."""
         found = super().science()
-        for key in ("screen", "defence", "anchor", "harmful_anchor", "refusals", "base"):
+        for key in ("screen", "defence", "anchor", "harmful_anchor", "refusals", "base", "probe"):
             if not found[key]:
                 del found[key]
         return found
