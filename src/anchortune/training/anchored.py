@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anchortune.config import AlignConfig, ModelSection, PenaltySection, TrainConfig
+from anchortune.data.named import local_path
 from anchortune.errors import AnchorError, CheckpointError
 
 if TYPE_CHECKING:
@@ -19,9 +20,13 @@ UNVERIFIED = "unverified"
 
 
 def load_anchor(
-    config: TrainConfig | AlignConfig,
+    config: TrainConfig | AlignConfig, held: Anchor | None = None
 ) -> tuple[Anchor | None, dict[str, Any] | None]:
-    """(the anchor, its identity for the record), or (None, None) without a penalty.
+    """(the penalty's anchor, its identity for the record), or (None, None) without a penalty.
+
+    Args:
+        config: of the run.
+        held: what the config's ``anchor`` names, where that was read already.
 
     Raises:
         AnchorError: there is none at that place, or it is broken.
@@ -29,8 +34,10 @@ def load_anchor(
     if not isinstance(config, TrainConfig) or config.penalty is None:
         return None, None
     section = config.penalty
-    anchor = open_anchor(section.anchor, section.revision, "penalty.revision")
-    return anchor, anchor_facts(anchor, section.anchor, section.revision)
+    named = config.anchor
+    if held is None or named is None or named.path != section.anchor:
+        held = open_anchor(section.anchor, section.revision, "penalty.revision")
+    return held, anchor_facts(held, section.anchor, section.revision)
 
 
 def open_anchor(place: str, revision: str | None, key: str) -> Anchor:
@@ -46,7 +53,7 @@ def open_anchor(place: str, revision: str | None, key: str) -> Anchor:
     """
     from anchortune.anchor.anchor import Anchor
 
-    path = Path(place).expanduser()
+    path = local_path(place)
     if not path.is_file() and path.suffix != ".safetensors":
         return Anchor.from_pretrained(place, revision=revision)
     if revision is not None:
@@ -97,7 +104,7 @@ def check_fit(anchor: Anchor, skeleton: Any, section: PenaltySection) -> list[st
     from anchortune.anchor.penalty import bind
     from anchortune.training.schedule import make_schedule
 
-    _materialise_adapter(skeleton)
+    materialise_adapter(skeleton)
     asked = settings(section)
     lam, budget = asked.pop("lam"), asked.pop("off_budget")
     penalty = bind(anchor, skeleton, **asked)
@@ -111,7 +118,7 @@ def check_fit(anchor: Anchor, skeleton: Any, section: PenaltySection) -> list[st
     return notes
 
 
-def _materialise_adapter(skeleton: Any) -> None:
+def materialise_adapter(skeleton: Any) -> None:
     """Gives an adapter on the meta device its values at the start: B is zero."""
     from torch import nn
 
@@ -149,30 +156,69 @@ def check_start(anchor: Anchor, config: TrainConfig) -> str:
             ``allow_other_start`` is not set.
     """
     section = config.penalty or PenaltySection(anchor="")
+    if anchor.metadata.harmful is not None and section.side == "off":
+        raise AnchorError(
+            f"{section.anchor} is a harmful anchor, and with side: off all but the harm would be "
+            "punished; set penalty.side to along, or use the defence asft-alt."
+        )
+    wanted = ("aligned",) if section.side == "off" else ("aligned", "base")
+    if anchor.metadata.harmful is not None:
+        wanted = ("base",)
+    return check_parent(
+        anchor, config.model, wanted, section.anchor, "penalty.allow_other_start",
+        section.allow_other_start,
+    )  # fmt: skip
+
+
+def check_parent(
+    anchor: Anchor,
+    model: ModelSection,
+    wanted: Sequence[str],
+    place: str,
+    switch: str,
+    allowed: bool,
+) -> str:
+    """Which of the anchor's parents ``model`` is: ``aligned``, ``base`` or ``unverified``.
+
+    Args:
+        anchor: the anchor.
+        model: the aligned model of the run.
+        wanted: which of the two it may be.
+        place: of the anchor, for the error.
+        switch: the key that allows another model, for the error.
+        allowed: whether that is set; the answer is ``other`` then.
+
+    Raises:
+        AnchorError: it is the wrong one, or none that could be compared is ``model``, and
+            ``allowed`` is not set.
+    """
     metadata = anchor.metadata
     found = {
-        "aligned": _is_start(metadata.aligned, metadata.base, anchor, config.model),
-        "base": _is_start(metadata.base, None, anchor, config.model),
+        "aligned": _is_start(metadata.aligned, metadata.base, anchor, model),
+        # Of a harmful anchor the base is the aligned model, which may be an adapter on another.
+        "base": _is_start(
+            metadata.base, metadata.harmful and metadata.harmful.under, anchor, model
+        ),
     }
-    wanted = ("aligned",) if section.side == "off" else ("aligned", "base")
     for parent in wanted:
         if found[parent]:
             return parent
-    if section.allow_other_start:
+    if allowed:
         return "other"
-    if found["base"]:
+    if found["base"] or ("aligned" not in wanted and found["aligned"]):
+        held, method = ("base", "AsFT") if found["base"] else ("harmful model", "the defence")
         raise AnchorError(
-            f"model.path {config.model.path} is the base that {section.anchor} was built from, but "
-            "AsFT starts from the aligned model; name that one, or set penalty.allow_other_start."
+            f"model.path {model.path} is the {held} that {place} was built from, but {method} "
+            f"starts from the aligned model; name that one, or set {switch}."
         )
     # Every wanted parent that can be compared is certainly another: the rest proves nothing.
     if all(found[parent] is None for parent in wanted):
         return UNVERIFIED
     others = "either" if None not in found.values() else "the one that it can be compared with"
     raise AnchorError(
-        f"{section.anchor} was built from {metadata.aligned.id} and {metadata.base.id}, and "
-        f"model.path {config.model.path} holds other weights than {others}; build an anchor for "
-        "this model, or set penalty.allow_other_start."
+        f"{place} was built from {metadata.aligned.id} and {metadata.base.id}, and "
+        f"model.path {model.path} holds other weights than {others}; build an anchor for "
+        f"this model, or set {switch}."
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,12 +31,16 @@ class TokenisedData:
         reports: one a source.
         truncated: sequences whose end was cut at the length limit.
         max_length: that limit, in tokens.
+        order: for each optimizer step its rows, where a defence laid that down.
+        added: by defence, conversations that it added to the sources'.
     """
 
     rows: list[Encoded]
     reports: list[SourceReport]
     truncated: int
     max_length: int
+    order: list[list[int]] | None = None
+    added: dict[str, int] = field(default_factory=dict)
 
     @property
     def tokens(self) -> int:
@@ -50,6 +54,9 @@ class TokenisedData:
 
     def summary(self) -> dict[str, Any]:
         """For records: plain values."""
+        more: dict[str, Any] = {"added": self.added} if self.added else {}
+        if self.order is not None:
+            more["ordered_steps"] = len(self.order)
         return {
             "sources": [report.summary() for report in self.reports],
             "sequences": len(self.rows),
@@ -57,17 +64,33 @@ class TokenisedData:
             "learnt_tokens": self.learnt_tokens,
             "truncated": self.truncated,
             "max_length_tokens": self.max_length,
+            **more,
         }
 
 
-def tokenise(
+@dataclass(frozen=True)
+class Answers:
+    """The usable conversations of one or several sources.
+
+    Attributes:
+        rows: in source order.
+        encoded: of each the token sequences, one or several.
+        reports: one a source.
+    """
+
+    rows: list[Conversation]
+    encoded: list[list[Encoded]]
+    reports: list[SourceReport]
+
+
+def read_answers(
     sections: Sequence[DataSection],
     template: Template,
     max_length: int,
     seed: int,
     omitted: Sequence[frozenset[str]] | None = None,
-) -> TokenisedData:
-    """Every source's rows as labelled token sequences.
+) -> Answers:
+    """Every source's rows, and what they are as labelled token sequences.
 
     Args:
         sections: the sources.
@@ -79,7 +102,8 @@ def tokenise(
     Raises:
         DataError: a source cannot be used, or too many of its rows cannot; no row is left.
     """
-    rows: list[Encoded] = []
+    rows: list[Conversation] = []
+    encoded: list[list[Encoded]] = []
     reports = []
     for number, section in enumerate(sections):
         gone = omitted[number] if omitted is not None else frozenset()
@@ -92,14 +116,42 @@ def tokenise(
                 report.screened_out += 1
                 continue
             try:
-                rows.extend(template.encode(conversation.messages, max_length))
+                encoded.append(template.encode(conversation.messages, max_length))
             except BadRow as problem:
                 report.drop(place, str(problem))
+                continue
+            rows.append(conversation)
         report.check(section.max_bad_frac)
         reports.append(report)
     if not rows:
         raise DataError("no row is left to train on: every one was found harmful.")
-    return TokenisedData(rows, reports, sum(row.truncated for row in rows), max_length)
+    return Answers(rows, encoded, reports)
+
+
+def flatten(answers: Answers, max_length: int) -> TokenisedData:
+    """The sequences of the rows as they are, in source order.
+
+    Args:
+        answers: read with this ``max_length``.
+        max_length: in tokens.
+    """
+    rows = [row for found in answers.encoded for row in found]
+    return TokenisedData(rows, answers.reports, sum(row.truncated for row in rows), max_length)
+
+
+def tokenise(
+    sections: Sequence[DataSection],
+    template: Template,
+    max_length: int,
+    seed: int,
+    omitted: Sequence[frozenset[str]] | None = None,
+) -> TokenisedData:
+    """Every source's rows as labelled token sequences; see ``read_answers``.
+
+    Raises:
+        DataError: a source cannot be used, or too many of its rows cannot; no row is left.
+    """
+    return flatten(read_answers(sections, template, max_length, seed, omitted), max_length)
 
 
 class Sequences(Dataset[dict[str, list[int]]]):

@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from anchortune.adapter.compose import (
-    CONFIG,
-    WEIGHTS,
-    Factors,
-    as_lora,
-    plain_factors,
-    read_adapter,
-    write_adapter,
-)
+from anchortune.adapter.compose import CONFIG, WEIGHTS, write_adapter
+from anchortune.adapter.update import read_update, update_as_lora
 from anchortune.config_defences import AnchorRef
 from anchortune.defences.base import Anchors, Defence
 from anchortune.defences.registry import defence_class, defences_of
-from anchortune.errors import CheckpointError, TrainingError
+from anchortune.errors import TrainingError
 from anchortune.files import atomic_directory, sha256_file
-from anchortune.maths.lowrank import LowRank, Update, add_updates
+from anchortune.maths.lowrank import Update, add_updates
 from anchortune.record import RECORD_FILE
 from anchortune.training.anchored import open_anchor
 
@@ -48,7 +40,8 @@ def split_chain(sections: Sequence[Any]) -> tuple[list[Any], list[Any]]:
         sections: of ``anchortune.config_defences``, or methods made from them; ``asft`` and
             ``asft-alt`` may be among them and count as training.
     """
-    during, afterwards = [], []
+    during: list[Any] = []
+    afterwards: list[Any] = []
     for section in sections:
         kind = type(section) if isinstance(section, Defence) else defence_class(section.name)
         trains = any(overrides(kind, hook) for hook in _TRAINING_HOOKS)
@@ -87,16 +80,6 @@ def mended(chain: Sequence[Any], update: Update, anchors: Anchors) -> Update:
     return update
 
 
-def update_of(factors: Factors) -> Update:
-    """``(A, s·B)`` by module as low-rank updates."""
-    return {module: LowRank(b, a) for module, (a, b) in factors.items()}
-
-
-def factors_of(update: Update) -> Factors:
-    """The other way round."""
-    return {module: (part.right, part.left) for module, part in update.items()}
-
-
 def apply_after(
     chain: Sequence[Any],
     anchors: Anchors,
@@ -124,21 +107,16 @@ def apply_after(
         AnchortuneError: a method cannot do it.
     """
     source, target = Path(adapter_folder), Path(out_folder)
-    state, config = read_adapter(source)
-    try:
-        update = update_of(plain_factors(state, config))
-    except CheckpointError as error:
-        raise CheckpointError(f"adapter {source}: {error}.") from None
+    update, config = read_update(source)
     methods = as_defences(chain)
     refuse_transposed(methods, bool(config.get("fan_in_fan_out")), str(source))
     if edit:
         update = add_updates(edit, update)
-    tensors, made = as_lora(
-        factors_of(mended(methods, update, anchors)),
-        config.get("base_model_name_or_path"),
-        config.get("revision"),
-        task_type=config.get("task_type"),
-        fan_in_fan_out=bool(config.get("fan_in_fan_out")),
+    tensors, made = update_as_lora(
+        mended(methods, update, anchors),
+        base=config.get("base_model_name_or_path"),
+        revision=config.get("revision"),
+        like=config,
     )
     with atomic_directory(target) as temporary:
         for file in source.iterdir():
@@ -169,12 +147,4 @@ def result_files(folder: Path) -> dict[str, Any]:
         "path": folder.name,
         "sha256": {path.name: sha256_file(path) for path in weights},
         "bytes": sum(path.stat().st_size for path in folder.iterdir()),
-    }
-
-
-def in_float32(update: Update) -> Update:
-    """The update with float32 factors, as adapters are saved."""
-    return {
-        name: replace(part, left=part.left.float(), right=part.right.float())
-        for name, part in update.items()
     }

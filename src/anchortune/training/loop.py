@@ -48,18 +48,30 @@ def micro_batch(config: TrainConfig | AlignConfig) -> int:
 
 
 def arguments(
-    config: TrainConfig | AlignConfig, numbers: Numbers, checkpoints: Path, rows: int
+    config: TrainConfig | AlignConfig,
+    numbers: Numbers,
+    checkpoints: Path,
+    steps: int,
+    per_epoch: int | None = None,
 ) -> dict[str, Any]:
     """Keywords of ``transformers.TrainingArguments`` (and of TRL's configs) for a config.
 
     What differs from their defaults on purpose: losses that are not numbers are shown and not
     replaced by zero, nothing is reported to a tracker, nothing is printed on stdout, and several
     visible GPUs do not silently multiply the batch.
+
+    Args:
+        config: of the run.
+        numbers: device and dtypes.
+        checkpoints: the folder that they go to.
+        steps: optimizer steps of the run.
+        per_epoch: where the order of the steps is laid down and is one pass of the trainer's,
+            those after which a checkpoint is saved unless the config says; None: each epoch.
     """
     training, machine = config.training, config.machine
     micro = micro_batch(config)
     schedule: str = "constant" if training.schedule == "step" else training.schedule
-    warmup = math.ceil(training.warmup_frac * total_steps(config, rows))
+    warmup = math.ceil(training.warmup_frac * steps)
     if warmup and schedule == "constant":
         schedule = "constant_with_warmup"
     options = {
@@ -68,7 +80,7 @@ def arguments(
         "per_device_eval_batch_size": micro,
         "gradient_accumulation_steps": training.batch_size // micro,
         "num_train_epochs": training.epochs,
-        "max_steps": training.max_steps or -1,
+        "max_steps": (training.max_steps or -1) if per_epoch is None else steps,
         "learning_rate": training.learning_rate,
         "lr_scheduler_type": schedule,
         "warmup_steps": warmup,
@@ -84,8 +96,8 @@ def arguments(
         "logging_steps": machine.logging_steps,
         "logging_first_step": True,
         "logging_nan_inf_filter": False,
-        "save_strategy": "steps" if machine.save_steps else "epoch",
-        "save_steps": machine.save_steps or 500,
+        "save_strategy": "steps" if machine.save_steps or per_epoch else "epoch",
+        "save_steps": machine.save_steps or per_epoch or 500,
         "save_total_limit": None if machine.keep_checkpoints else 2,
         "eval_strategy": "steps" if machine.eval_steps and config.eval_data else "no",
         "eval_steps": machine.eval_steps,

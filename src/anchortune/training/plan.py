@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from anchortune.config import AlignConfig, DataSection, PenaltySection, TrainConfig
+from anchortune.config import AlignConfig, DataSection, ModelSection, PenaltySection, TrainConfig
 from anchortune.data.screened import Screened, ScreenedSource
 from anchortune.errors import DataError, TrainingError
 from anchortune.models.load import (
@@ -26,10 +26,17 @@ from anchortune.training.anchored import (
     load_anchor,
     settings,
 )
-from anchortune.training.batches import PreferenceData, TokenisedData, preferences, tokenise
+from anchortune.training.batches import (
+    PreferenceData,
+    TokenisedData,
+    preferences,
+    read_answers,
+    tokenise,
+)
+from anchortune.training.chain import Chain, check_chain_fit, mix, plan_chain, plan_edit
 from anchortune.training.estimate import Estimate, estimate
 from anchortune.training.folder import RunFolder, State
-from anchortune.training.lora import add_lora
+from anchortune.training.lora import add_lora, freeze_other_layers
 from anchortune.training.template import Template
 
 if TYPE_CHECKING:
@@ -60,6 +67,7 @@ class Plan:
         timings: seconds spent so far, by stage.
         notes: what the user should know.
         screened: what a judge found in the data; None where nobody looked.
+        chain: the defences besides the penalty, and the model that training starts from.
     """
 
     kind: str
@@ -76,13 +84,19 @@ class Plan:
     folder: RunFolder
     state: State
     timings: dict[str, float]
+    chain: Chain
     notes: list[str] = field(default_factory=list)
     screened: Screened | None = None
 
     @property
     def steps(self) -> int:
         """Optimizer steps."""
-        return loop.total_steps(self.config, len(self.data.rows))
+        return _steps(self.config, self.data)
+
+    @property
+    def start(self) -> ModelSection:
+        """The model that training starts from."""
+        return self.chain.start
 
     @property
     def penalty(self) -> PenaltySection | None:
@@ -96,6 +110,8 @@ class Plan:
             found["eval_data"] = self.eval_data.summary()
         if self.anchor_facts is not None:
             found["anchor"] = self.anchor_facts
+        if self.chain.facts:
+            found["defence"] = self.chain.facts
         if self.screened is not None:
             found["screen"] = self.screened.summary()
         return found
@@ -104,7 +120,7 @@ class Plan:
         """For people: what would be done."""
         training, data = self.config.training, self.data.summary()
         trained, total = self.parameters
-        merged = f" + {self.config.model.adapter}" if self.config.model.adapter else ""
+        merged = f" + {self.start.adapter}" if self.start.adapter else ""
         counts = f"{data['sequences']} sequences, {data['tokens']} tokens"
         if isinstance(self.data, TokenisedData):
             counts += f", {data['learnt_tokens']} learnt, {data['truncated']} cut"
@@ -114,14 +130,22 @@ class Plan:
             *(f"data    {report.line()}" for report in self.data.reports),
             *(f"screen  {source.line()}" for source in _sources(self.screened)),
             f"        {counts} at {self.data.max_length}",
+            *self._added_lines(),
             f"chat    template: {self.template.describe()}",
             f"trains  {trained} parameters, {self.steps} steps of {training.batch_size} rows, "
             f"{self.numbers.compute_name} on {self.numbers.device.type}",
             *self._penalty_lines(),
+            *self.chain.lines(),
             *self.estimate.lines(),
             f"output  {self.folder.path} ({self.state.value})",
             *(f"note    {note}" for note in self.notes),
         ]
+
+    def _added_lines(self) -> list[str]:
+        if not isinstance(self.data, TokenisedData) or not self.data.added:
+            return []
+        told = ", ".join(f"{count} by {name}" for name, count in self.data.added.items())
+        return [f"        rows added: {told}"]
 
     def _penalty_lines(self) -> list[str]:
         penalty = self.penalty
@@ -151,6 +175,7 @@ class Plan:
                 "disk_bytes": self.estimate.disk_bytes,
             },
             "output": {"path": str(self.folder.path), "state": self.state.value},
+            "defence": [dict(defence) for defence in self.chain.defences],
             "notes": self.notes,
         }
 
@@ -182,43 +207,78 @@ def plan_stage(
             "anchortune.evaluation.screen.screen_for_training(config) returns as screened."
         )
     numbers = pick_numbers(config.machine, config.lora)
-    template = Template(load_tokenizer(config.model))
-    skeleton = load_skeleton(config.model)
+    chain = plan_chain(config)
+    template = _template(config, chain)
+    skeleton = load_skeleton(chain.start)
+    plan_edit(chain, skeleton)
     max_length = _max_length(config, skeleton)
     omitted = screened.omitted() if screened is not None else None
-    data = _read(config, config.data, template, max_length, omitted)
+    if isinstance(config, TrainConfig) and chain.defences:
+        rows = read_answers(config.data, template, max_length, config.seed, omitted)
+        data: Data = mix(chain, config, rows, template, max_length)
+    else:
+        data = _read(config, config.data, template, max_length, omitted)
     eval_data = None
     if config.eval_data:
         eval_data = _read(config, config.eval_data, template, max_length)
         _disjoint(data, eval_data)
-    model = identity(config.model)
+    model = chain.facts.get("base") or identity(chain.start)
     folder = RunFolder(config.output, _identity(config, model, data, eval_data))
-    anchor, facts = load_anchor(config)
+    anchor, facts = load_anchor(config, chain.anchors.aligned)
     folder.identity["anchor"] = None if facts is None else facts["sha256"]
+    if chain.facts:
+        folder.identity["defence_sha256"] = chain.hashes()
     if screened is not None:
         folder.identity["screened"] = screened.identity()
     state = folder.state()
     total = sum(parameter.numel() for parameter in skeleton.parameters())
     notes: list[str] = []
-    if config.model.adapter is not None and config.lora is not None:
+    if chain.start.adapter is not None and config.lora is not None:
         notes.append(
-            f"the new adapter belongs on {config.model.path} with {config.model.adapter} merged in"
+            f"the new adapter belongs on {chain.start.path} with {chain.start.adapter} merged in"
         )
     if config.lora is not None:
-        skeleton = add_lora(skeleton, config.lora, config.seed)
+        skeleton = add_lora(skeleton, config.lora, config.seed, chain.layers)
+    elif chain.layers is not None:
+        freeze_other_layers(skeleton, chain.layers)
+    notes += check_chain_fit(chain, skeleton)
     if anchor is not None and facts is not None and isinstance(config, TrainConfig):
         notes += check_fit(anchor, skeleton, config.penalty or PenaltySection(anchor=""))
         facts["start"] = check_start(anchor, config)
         if facts["start"] == UNVERIFIED:
             notes.append("the anchor's parents could not be compared with the start model")
+    if chain.system_prompt is not None:
+        notes.append("the model needs a system prompt at inference; the record will hold it")
     trained = sum(p.numel() for p in skeleton.parameters() if p.requires_grad)
     cost = _cost(config, numbers, skeleton, trained, data, timed)
     _check_disk(folder, cost)
     timings = {"plan_s": time.perf_counter() - started}
     return Plan(
         kind, config, numbers, template, data, eval_data, model, anchor, facts, (trained, total),
-        cost, folder, state, timings, notes, screened,
+        cost, folder, state, timings, chain, notes, screened,
     )  # fmt: skip
+
+
+def _template(config: TrainConfig | AlignConfig, chain: Chain) -> Template:
+    """The start model's tokenizer; of a base that speaks no chat, the aligned model's instead."""
+    tokenizer = load_tokenizer(chain.start)
+    if chain.start is config.model or tokenizer.chat_template:
+        return Template(tokenizer)
+    aligned = load_tokenizer(config.model)
+    rows = int(load_skeleton(chain.start).get_input_embeddings().weight.shape[0])
+    if len(aligned) > rows:
+        raise TrainingError(
+            f"base {chain.start.path} has no chat template, and the {len(aligned)} tokens of "
+            f"{config.model.path} are more than the {rows} that it embeds; give its tokenizer a "
+            "chat template."
+        )
+    return Template(aligned)
+
+
+def _steps(config: TrainConfig | AlignConfig, data: Data) -> int:
+    if isinstance(data, TokenisedData) and data.order is not None:
+        return len(data.order)
+    return loop.total_steps(config, len(data.rows))
 
 
 def _sources(screened: Screened | None) -> list[ScreenedSource]:
@@ -294,8 +354,10 @@ def _cost(
     else:
         lengths = data.lengths
         passes = 2.0 * 1.5  # two answers a pair, and the reference model's forward pass
-    epochs = loop.total_steps(config, rows) / loop.steps_per_epoch(rows, config.training.batch_size)
-    steps = loop.total_steps(config, rows)
+    steps = _steps(config, data)
+    seen = steps * rows / loop.steps_per_epoch(rows, config.training.batch_size)
+    if isinstance(data, TokenisedData) and data.order is not None:
+        seen = sum(len(batch) for batch in data.order)
     every = config.machine.save_steps or loop.steps_per_epoch(rows, config.training.batch_size)
     kept = max(1, steps // every)
     return estimate(
@@ -304,7 +366,7 @@ def _cost(
         lengths,
         numbers=numbers,
         micro=loop.micro_batch(config) * (1 if passes == 1.0 else 2),
-        rows_seen=epochs * rows * passes,
+        rows_seen=seen * passes,
         lora=config.lora,
         checkpointing=config.machine.gradient_checkpointing,
         checkpoints=kept if config.machine.keep_checkpoints else min(kept, 3),

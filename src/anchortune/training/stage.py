@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from anchortune.adapter.compose import compose, read_adapter, unname_base, write_adapter
 from anchortune.adapter.merge import locate_adapter
@@ -15,15 +19,20 @@ from anchortune.config import AlignConfig
 from anchortune.config_io import dump_yaml
 from anchortune.data.screened import SCREEN_FILE
 from anchortune.errors import CheckpointError
-from anchortune.files import atomic_directory, sha256_file, write_json, write_text
-from anchortune.models.load import load_model
+from anchortune.files import atomic_directory, write_json, write_text
+from anchortune.models.load import cast, load_model
 from anchortune.record import Record, now, platform_facts, read_record, versions, write_record
 from anchortune.training import loop
 from anchortune.training.anchored import settings
 from anchortune.training.batches import Collator, PreferenceData, Sequences, TokenisedData
+from anchortune.training.chain import edited
+from anchortune.training.defended import apply_after, result_files
 from anchortune.training.folder import State
-from anchortune.training.lora import add_lora, lora_config
+from anchortune.training.lora import add_lora, freeze_other_layers, lora_config
+from anchortune.training.order import attach_order
 from anchortune.training.plan import Plan
+from anchortune.training.task_loss import attach_task_loss
+from anchortune.training.terms import attach_terms
 
 logger = logging.getLogger(__name__)
 
@@ -50,11 +59,11 @@ def run_stage(plan: Plan) -> Record:
         write_json(plan.folder.path / SCREEN_FILE, plan.screened.summary())
     timings = dict(plan.timings)
     started = time.perf_counter()
-    four_bit = plan.config.lora is not None and plan.config.lora.qlora
-    model = load_model(plan.config.model, plan.numbers, four_bit=four_bit)
+    model = _load(plan)
     timings["load_s"] = time.perf_counter() - started
     journal = loop.Journal(plan.folder.log)
     trainer = make_trainer(plan, model, journal)
+    _attach_defences(plan, trainer)
     penalty = attach_penalty(plan, trainer)
 
     resumed = int(checkpoint.name.rsplit("-", 1)[-1]) if checkpoint is not None else 0
@@ -80,6 +89,8 @@ def run_stage(plan: Plan) -> Record:
 
     started = time.perf_counter()
     outputs = _save(plan, trainer.model)
+    if plan.chain.system_prompt is not None:
+        outputs["system_prompt"] = plan.chain.system_prompt
     timings["save_s"] = time.perf_counter() - started
     record = Record(
         kind=plan.kind,
@@ -102,7 +113,7 @@ def run_stage(plan: Plan) -> Record:
         platform=platform_facts(),
     )
     # Beside the result too, so that it keeps its provenance when it is moved or shared alone.
-    for made in (outputs, outputs.get("on_base")):
+    for made in (outputs, outputs.get("on_base"), outputs.get("trained")):
         if made is not None:
             write_record(plan.folder.path / made["path"], record)
     write_record(plan.folder.path, record)
@@ -111,10 +122,32 @@ def run_stage(plan: Plan) -> Record:
     return record
 
 
+def _load(plan: Plan) -> Any:
+    """The start model, the defences' edit added to its weights in float32."""
+    four_bit = plan.config.lora is not None and plan.config.lora.qlora
+    if not plan.chain.edit:
+        return load_model(plan.start, plan.numbers, four_bit=four_bit)
+    model = load_model(plan.start, replace(plan.numbers, weights=torch.float32))
+    with torch.no_grad():
+        for module, part in edited(model, plan.chain.edit):
+            weight = module.weight.data
+            weight.add_(part.left.to(weight) @ part.right.to(weight))
+    return cast(model, plan.numbers.weights)
+
+
 def make_trainer(plan: Plan, model: Any, journal: loop.Journal) -> Any:
     """The trainer of the plan's method, on ``model``, with our journal and schedule."""
-    rows = len(plan.data.rows)
-    options = loop.arguments(plan.config, plan.numbers, plan.folder.checkpoints, rows)
+    ordered = isinstance(plan.data, TokenisedData) and plan.data.order is not None
+    # Of an order, a pass over the user's own rows is what the config's keys call an epoch.
+    rows = sum(r.used for r in plan.data.reports) if ordered else len(plan.data.rows)
+    per_epoch = loop.steps_per_epoch(rows, plan.config.training.batch_size)
+    options = loop.arguments(
+        plan.config,
+        plan.numbers,
+        plan.folder.checkpoints,
+        plan.steps,
+        per_epoch if ordered else None,
+    )
     if isinstance(plan.data, PreferenceData):
         trainer = _dpo_trainer(plan, model, options)
     else:
@@ -126,7 +159,6 @@ def make_trainer(plan: Plan, model: Any, journal: loop.Journal) -> Any:
     trainer.add_callback(journal)
     training = plan.config.training
     if training.schedule == "step":
-        per_epoch = loop.steps_per_epoch(rows, training.batch_size)
         loop.step_schedule(trainer, training.step_decay, per_epoch)
     return trainer
 
@@ -135,9 +167,11 @@ def _sft_trainer(plan: Plan, model: Any, options: dict[str, Any]) -> Any:
     from transformers import Trainer, TrainingArguments
 
     if plan.config.lora is not None:
-        model = add_lora(model, plan.config.lora, plan.config.seed)
+        model = add_lora(model, plan.config.lora, plan.config.seed, plan.chain.layers)
         if plan.config.machine.gradient_checkpointing:
             model.enable_input_require_grads()
+    elif plan.chain.layers is not None:
+        freeze_other_layers(model, plan.chain.layers)
     tokenizer = plan.template.tokenizer
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     evaluated = plan.eval_data
@@ -176,6 +210,24 @@ def _dpo_trainer(plan: Plan, model: Any, options: dict[str, Any]) -> Any:
     )
 
 
+def _attach_defences(plan: Plan, trainer: Any) -> None:
+    """The order of the steps, the loss and the terms of the plan's defences."""
+    chain = plan.chain
+    if isinstance(plan.data, TokenisedData) and plan.data.order is not None:
+        attach_order(trainer, plan.data.order)
+    for defence in chain.having("task_loss"):
+        loss = defence.task_loss()
+        if loss is not None:
+            attach_task_loss(trainer, loss)
+    terms = [
+        term
+        for defence, schedule in zip(chain.defences, chain.schedules, strict=True)
+        for term in defence.terms(trainer.model, chain.anchors, schedule)
+    ]
+    if terms:
+        attach_terms(trainer, terms)
+
+
 def attach_penalty(plan: Plan, trainer: Any) -> dict[str, Any] | None:
     """Adds the plan's penalty to the trainer; the settings it resolved to, for the record."""
     section = plan.penalty
@@ -212,30 +264,56 @@ def _metrics(plan: Plan, trainer: Any) -> dict[str, Any]:
 
 
 def _save(plan: Plan, model: Any) -> dict[str, Any]:
-    """Writes ``adapter/`` (PEFT) or ``model/`` (safetensors), whole or not at all.
+    """Writes the result, whole or not at all, and says what was written.
 
-    A fully trained model is kept in float32: rounded to 16 bits, the rounding noise would be a
-    large part of its difference from the start, and so of an anchor built from it.
+    ``model/`` (safetensors) of a full training; else ``adapter/`` (PEFT), in which what defences
+    added to the start weights and changed after the training is contained: it always belongs on the
+    start model. Where they changed something after it, what it was is ``adapter-trained/``.
     """
-    name = "model" if plan.config.lora is None else "adapter"
-    start = plan.config.model
-    target = plan.folder.path / name
-    with atomic_directory(target) as temporary:
-        if plan.config.lora is None:
-            model.save_pretrained(temporary)
-        else:
-            for lora in model.peft_config.values():
-                lora.base_model_name_or_path = start.path
-                lora.revision = start.revision
-            # Embeddings are not trained, and looking whether they grew would ask the Hub.
-            model.save_pretrained(temporary, save_embedding_layers=False)
-            if start.adapter is not None:
-                unname_base(temporary, start.path, start.adapter)
-        plan.template.tokenizer.save_pretrained(temporary)
-    outputs = _files(target)
-    if plan.config.lora is not None and start.adapter is not None:
+    chain, path = plan.chain, plan.folder.path
+    if plan.config.lora is None:
+        return _save_model(plan, model, path / "model")
+    target, trained = path / "adapter", path / "adapter-trained"
+    first = trained if chain.mends else target
+    if chain.edit:
+        with tempfile.TemporaryDirectory(dir=path, prefix=".adapter.") as place:
+            _save_adapter(plan, model, Path(place) / "adapter")
+            apply_after([], chain.anchors, Path(place) / "adapter", first, chain.edit)
+    else:
+        _save_adapter(plan, model, first)
+    if chain.mends:
+        apply_after(chain.defences, chain.anchors, trained, target)
+    outputs = result_files(target)
+    if chain.mends:
+        outputs["trained"] = result_files(trained)
+    if plan.start.adapter is not None:
         outputs["on_base"] = _save_on_base(plan, target)
     return outputs
+
+
+def _save_model(plan: Plan, model: Any, target: Path) -> dict[str, Any]:
+    """Keeps it in float32.
+
+    Rounded to 16 bits, the rounding noise would be a large part of its difference from the start,
+    and so of an anchor built from it.
+    """
+    with atomic_directory(target) as temporary:
+        model.save_pretrained(temporary)
+        plan.template.tokenizer.save_pretrained(temporary)
+    return result_files(target)
+
+
+def _save_adapter(plan: Plan, model: Any, target: Path) -> None:
+    start = plan.start
+    with atomic_directory(target) as temporary:
+        for lora in model.peft_config.values():
+            lora.base_model_name_or_path = start.path
+            lora.revision = start.revision
+        # Embeddings are not trained, and looking whether they grew would ask the Hub.
+        model.save_pretrained(temporary, save_embedding_layers=False)
+        if start.adapter is not None:
+            unname_base(temporary, start.path, start.adapter)
+        plan.template.tokenizer.save_pretrained(temporary)
 
 
 def _save_on_base(plan: Plan, adapter: Path) -> dict[str, Any] | None:
@@ -245,7 +323,7 @@ def _save_on_base(plan: Plan, adapter: Path) -> dict[str, Any] | None:
         plan: of the run.
         adapter: the saved new adapter.
     """
-    start = plan.config.model
+    start = plan.start
     try:
         aligned = read_adapter(locate_adapter(str(start.adapter))[0])
         state, config = compose(aligned, read_adapter(adapter), start.path, start.revision)
@@ -259,13 +337,4 @@ def _save_on_base(plan: Plan, adapter: Path) -> dict[str, Any] | None:
     with atomic_directory(target) as temporary:
         write_adapter(temporary, state, config)
         plan.template.tokenizer.save_pretrained(temporary)
-    return _files(target)
-
-
-def _files(folder: Path) -> dict[str, Any]:
-    weights = sorted(path for path in folder.iterdir() if path.suffix == ".safetensors")
-    return {
-        "path": folder.name,
-        "sha256": {path.name: sha256_file(path) for path in weights},
-        "bytes": sum(path.stat().st_size for path in folder.iterdir()),
-    }
+    return result_files(target)

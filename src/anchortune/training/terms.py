@@ -1,4 +1,4 @@
-"""Terms added to the gradients once an optimizer step: any trainer, after backward, before clipping.
+"""Terms added to the gradients once an optimizer step, after backward and before clipping.
 
 The seam is that of the penalty (``anchortune.training.seam``), with which it can be stacked in
 either order: the parent's ``training_step``, then each term's gradient where an optimizer step
