@@ -1,7 +1,8 @@
 """Tables of every config key, made from the pydantic models: a hook of ``mkdocs build``.
 
-In a page, ``<!-- config:TrainConfig -->`` becomes the tables of that config and its sections, and
-``<!-- preset:paper -->`` the values of a preset. Run as a script, it prints them as Markdown.
+In a page, ``<!-- config:TrainConfig -->`` becomes the tables of that config and its sections,
+``<!-- preset:paper -->`` the values of a preset, and ``<!-- defence:lisa -->`` the keys of a
+defence. Run as a script, it prints the first two as Markdown.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from anchortune import config
+from anchortune.config_defences import DefenceSection
 from anchortune.evaluation import config as evaluation_config
 from anchortune.jobs import config as jobs_config
 
-MARK = re.compile(r"<!-- (config|preset):(\w+) -->")
+MARK = re.compile(r"<!-- (config|preset|defence):([\w-]+) -->")
 #: What stands beside a value of a preset: where the value comes from.
 PRESET_SOURCES: dict[str, dict[str, str]] = {
     "paper": {
@@ -114,11 +116,16 @@ def _default(field: Any) -> str:
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:
-    """The model behind a section, or behind a list or a mapping of them."""
+    """The model behind a section, or behind a list or a mapping of them.
+
+    None where it is one of several, which a page of their own describes.
+    """
     for part in _members(annotation):
         inner = part
         if typing.get_origin(part) in (list, dict):
-            inner = _members(typing.get_args(part)[-1])[0]
+            inner, *others = _members(typing.get_args(part)[-1])
+            if others:
+                continue
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             return inner
     return None
@@ -209,12 +216,22 @@ def render_preset(name: str) -> str:
     return "\n".join(lines)
 
 
+def render_defence(name: str) -> str:
+    """The keys of a method besides its name; a sentence where it has none."""
+    kinds = {kind.model_fields["name"].default: kind for kind in _members(DefenceSection)}
+    fields = {key: field for key, field in kinds[name].model_fields.items() if key != "name"}
+    own = typing.cast("type[BaseModel]", types.SimpleNamespace(model_fields=fields, __name__=name))
+    return _table(own, {}) if fields else "It has no keys."
+
+
 def fill(markdown: str) -> str:
     """``markdown`` with every mark replaced by what it stands for."""
 
     def replace(match: re.Match[str]) -> str:
         if match[1] == "preset":
             return render_preset(match[2])
+        if match[1] == "defence":
+            return render_defence(match[2])
         if match[2] == "AlignConfig":
             return render_own(config.AlignConfig, config.TrainConfig)
         if match[2] == "JobConfig":

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from anchortune.config_defences import AnchorRef, Defences
+from anchortune.config_defences import AnchorRef, AsftAltSection, Defences
 from anchortune.sections import Count as Count
 from anchortune.sections import DataSection as DataSection
 from anchortune.sections import DpoSection as DpoSection
@@ -71,6 +71,9 @@ class StageConfig(Section):
 def fold_penalty(value: Any) -> Any:
     """A config with ``asft`` or ``asft-alt`` in ``defence`` as one with ``penalty``.
 
+    A ``penalty`` without an anchor, as a preset has it, gives the settings that the section leaves
+    out. The anchor's key goes with the section unless other defences are there, which may read it.
+
     Raises:
         ValueError: both are given, one twice, or its anchor is missing.
     """
@@ -82,7 +85,9 @@ def fold_penalty(value: Any) -> Any:
     found = [index for index, name in enumerate(names) if name in ("asft", "asft-alt")]
     if not found:
         return value
-    if len(found) > 1 or value.get("penalty") is not None:
+    below = value.get("penalty")
+    preset = below is None or (isinstance(below, dict) and "anchor" not in below)
+    if len(found) > 1 or not preset:
         raise ValueError("defence: one penalty at a time; give asft, asft-alt or penalty once")
     name, entry = names[found[0]], listed[found[0]]
     settings = {k: v for k, v in entry.items() if k != "name"} if isinstance(entry, dict) else {}
@@ -92,11 +97,21 @@ def fold_penalty(value: Any) -> Any:
         raise ValueError(f"defence: {name} needs {key} (a file or Hub id)")
     if isinstance(place, str):
         place = {"path": place}
+    if not isinstance(place, dict) or not isinstance(place.get("path"), str):
+        raise ValueError(f"{key}: expected the place of an anchor, a file or a Hub id")
     if name == "asft-alt":
+        unknown = sorted(settings.keys() - AsftAltSection.model_fields.keys())
+        if unknown:
+            known = ", ".join(AsftAltSection.model_fields)
+            raise ValueError(f"defence: asft-alt has no key '{unknown[0]}'; known here: {known}")
         settings["side"] = "along"
     kept = [entry for index, entry in enumerate(listed) if index != found[0]]
-    penalty = {**settings, "anchor": place.get("path"), "revision": place.get("revision")}
-    return {**value, "defence": kept, "penalty": penalty}
+    penalty = {**(below or {}), **settings, **place, "anchor": place["path"]}
+    del penalty["path"]
+    folded = {**value, "defence": kept, "penalty": penalty}
+    if not kept:
+        del folded[key]
+    return folded
 
 
 class TrainConfig(StageConfig):
@@ -111,7 +126,8 @@ class TrainConfig(StageConfig):
     defence: Defences = Field(
         default_factory=list,
         description="How safety is kept: a method's name, a section with its settings, or a list "
-        "of them. `asft` here, with `anchor`, is the same as `penalty`.",
+        "of them. `asft` here, with `anchor`, is the same as `penalty`. The methods and their keys "
+        "are in [Defences](defences.md).",
     )
     anchor: Annotated[AnchorRef | None, shorthand("path")] = Field(
         None, description="The anchor of aligned - base, for the defences that need one."
@@ -137,6 +153,14 @@ class TrainConfig(StageConfig):
     def _asft_is_the_penalty(cls, value: Any) -> Any:
         """Folds ``asft`` and ``asft-alt`` into ``penalty``, their one home in the code."""
         return fold_penalty(value)
+
+    @model_validator(mode="after")
+    def _each_defence_once(self) -> TrainConfig:
+        names = [section.name for section in self.defence]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"defence: {twice} is given twice; give it once")
+        return self
 
     @model_validator(mode="after")
     def _steered_by_a_probe(self) -> TrainConfig:

@@ -112,8 +112,36 @@ def _under(file: dict[str, Any], preset: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def _read_tree(file: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The values of a file over those of the file that it extends."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        named = f" that {above[-1]} extends" if above else ""
+        raise ConfigError(f"{file}: cannot read the config{named} ({reason}).") from None
+    tree = parse_yaml(text, str(file))
+    if tree is None:
+        tree = {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{file}: expected a mapping of keys, found {_describe(tree)}.")
+    if "extends" not in tree:
+        return tree
+    other = tree.pop("extends")
+    if not isinstance(other, str):
+        raise ConfigError(f"{file}: extends is the name of one file, not {_describe(other)}.")
+    below = file.parent / other
+    chain = (*above, file)
+    if below.resolve() in [one.resolve() for one in chain]:
+        raise ConfigError(f"{file}: extends {other}, which extends it; take one of them out.")
+    return _under(tree, _read_tree(below, chain))
+
+
 def load_config(path: str | Path, kind: type[Config], overrides: Sequence[str] = ()) -> Config:
     """The config in a YAML file, checked.
+
+    A key ``extends`` names another YAML file, by its place beside this one, whose values this one
+    overrides key by key; it may extend a third.
 
     Args:
         path: the YAML file.
@@ -123,23 +151,42 @@ def load_config(path: str | Path, kind: type[Config], overrides: Sequence[str] =
     Raises:
         ConfigError: no such file, not YAML, an unknown key, a wrong type or value.
     """
-    file = Path(path)
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"{path}: cannot read the config ({reason}).") from None
-    tree = parse_yaml(text, str(path))
-    if tree is None:
-        tree = {}
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: expected a mapping of keys, found {_describe(tree)}.")
-    for item in overrides:
-        assign(tree, item)
-    preset = tree.get("preset")
-    if isinstance(preset, str) and preset in PRESETS and "preset" in kind.model_fields:
-        tree = _under(tree, PRESETS[preset])
+    tree = _read_tree(Path(path))
+    chained = "defence" in kind.model_fields
+    for item in ["", *overrides]:
+        if item:
+            assign(tree, item)
+        if chained and "defence" in tree:  # so that --set reaches the keys of a method
+            tree["defence"] = _spelt_out(tree["defence"])
+    if "preset" in kind.model_fields:
+        tree = with_preset(tree)
     return validate(tree, kind, str(path))
+
+
+def _spelt_out(chain: Any) -> Any:
+    """``lisa`` as ``{name: lisa}``, in a list too."""
+    if isinstance(chain, list):
+        return [_spelt_out(entry) for entry in chain]
+    return {"name": chain} if isinstance(chain, str) else chain
+
+
+def with_preset(tree: dict[str, Any]) -> dict[str, Any]:
+    """A config's plain values over those of the preset that it names, if any.
+
+    Where ``defence`` says how safety is kept and neither ``asft`` nor ``asft-alt`` is in it, the
+    preset's penalty is left out.
+    """
+    preset = tree.get("preset")
+    if not isinstance(preset, str) or preset not in PRESETS:
+        return tree
+    below = PRESETS[preset]
+    if "defence" in tree and "penalty" not in tree:
+        chain = _spelt_out(tree["defence"])
+        listed = chain if isinstance(chain, list) else [chain]
+        names = [entry.get("name") for entry in listed if isinstance(entry, dict)]
+        if not {"asft", "asft-alt"} & set(names):
+            below = {key: value for key, value in below.items() if key != "penalty"}
+    return _under(tree, below)
 
 
 def validate(tree: dict[str, Any], kind: type[Config], where: str) -> Config:
@@ -176,7 +223,7 @@ def _expected(annotation: Any) -> str:
             names.append("a mapping of keys")
         else:
             names.append(_NAMES.get(part, str(part)))
-    return " or ".join(names)
+    return " or ".join(dict.fromkeys(names))
 
 
 def _describe(value: Any) -> str:
@@ -191,10 +238,20 @@ def _describe(value: Any) -> str:
     return "a list" if isinstance(value, list) else "a mapping"
 
 
+def _tagged(models: Sequence[type[BaseModel]], tag: str | int) -> type[BaseModel] | None:
+    """The member of a union whose ``name`` is ``tag``."""
+    for model in models if len(models) > 1 else ():
+        field = model.model_fields.get("name")
+        if field is not None and tag in typing.get_args(field.annotation):
+            return model
+    return None
+
+
 def _walk(kind: type[BaseModel], location: Sequence[str | int]) -> tuple[list[str], Any, Any]:
     """(path, its annotation, the model that holds its last key) as far as the schema goes.
 
-    Pydantic appends the names of union members to a location; those are not the user's keys.
+    Pydantic appends the names of union members to a location; those are not the user's keys. Where
+    a member is told by its ``name``, the rest of the location is under it.
     """
     path: list[str] = []
     here: Any = kind
@@ -202,6 +259,10 @@ def _walk(kind: type[BaseModel], location: Sequence[str | int]) -> tuple[list[st
     for step in location:
         models = [p for p in _parts(here) if isinstance(p, type) and issubclass(p, BaseModel)]
         lists = [p for p in _parts(here) if typing.get_origin(p) is list]
+        member = _tagged(models, step)
+        if member is not None:
+            here = holder = member
+            continue
         if isinstance(step, int) and lists:
             here = typing.get_args(lists[0])[0]
         elif models and step in models[0].model_fields:
@@ -227,13 +288,17 @@ def _sentence(error: ValidationError, kind: type[BaseModel]) -> str:
     path, annotation, holder = _walk(kind, location)
     if problem["type"] == "extra_forbidden":
         key = str(location[-1])
-        known = list(holder.model_fields)
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-        hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(known)}."
-        return f"unknown key '{'.'.join(map(str, location))}'; {hint}"
+        hint = _nearest(key, list(holder.model_fields))
+        return f"unknown key '{'.'.join([*path, key])}'; {hint}"
     name = ".".join(path) or "the config"
+    if problem["type"] == "union_tag_invalid":
+        tags = re.findall(r"'([^']+)'", str(problem["ctx"]["expected_tags"]))
+        tag = str(problem["ctx"]["tag"])
+        return f"{name}: there is no '{tag}'; {_nearest(tag, tags)}"
+    if problem["type"] == "union_tag_not_found":
+        return f"the key '{name}.name' is missing; give the name of a method."
     if problem["type"] == "missing":
-        missing = ".".join(map(str, location))
+        missing = name if path and path[-1] == location[-1] else ".".join(map(str, location))
         return f"the key '{missing}' is missing; give {_expected(annotation)}."
     if problem["type"] == "value_error":
         prefix = f"{name}: " if path else ""
@@ -248,6 +313,11 @@ def _sentence(error: ValidationError, kind: type[BaseModel]) -> str:
         if mark in bounds:
             return f"{name}: expected a number {word} {bounds[mark]}, found {problem['input']}."
     return f"{name}: expected {_expected(annotation)}, found {_describe(problem['input'])}."
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(known)}."
 
 
 def dump_yaml(config: BaseModel) -> str:

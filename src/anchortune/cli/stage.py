@@ -12,6 +12,7 @@ import typer
 
 from anchortune.config import AlignConfig, TrainConfig
 from anchortune.config_io import load_config
+from anchortune.record import RECORD_FILE
 
 
 def run(
@@ -46,6 +47,16 @@ def run(
     loss = record.metrics["loss_last_tenth"]
     typer.echo(f"{plan.folder.path / record.outputs['path']}")
     told = "" if loss is None else f", loss {loss:.4f} over the last tenth"
+    if "trained" in record.outputs:
+        typer.echo(
+            "mended after training; as it was trained: "
+            f"{plan.folder.path / record.outputs['trained']['path']}"
+        )
+    if "system_prompt" in record.outputs:
+        typer.echo(
+            "it needs a system prompt before every conversation: outputs.system_prompt in "
+            f"{plan.folder.path / RECORD_FILE}"
+        )
     typer.echo(f"{record.metrics['steps']} steps in {record.timings['train_s']:.0f} s{told}")
 
 

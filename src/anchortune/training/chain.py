@@ -137,6 +137,11 @@ def plan_chain(config: TrainConfig | AlignConfig) -> Chain:
     ):
         ref = getattr(config, key)
         if anchor is not None:
+            if wanted == "aligned" and anchor.metadata.harmful is not None:
+                raise AnchorError(
+                    f"{ref.path} is a harmful anchor and no anchor of aligned - base; give it as "
+                    "harmful_anchor, and the other as anchor."
+                )
             chain.facts[key] = anchor_facts(anchor, ref.path, ref.revision)
             chain.facts[key]["start"] = check_parent(
                 anchor, config.model, (wanted,), ref.path, f"{key}.allow_other_start",
@@ -156,16 +161,16 @@ def _check_needs(config: TrainConfig, defences: Sequence[Defence]) -> None:
         for key in sorted(defence.needed()):
             if not getattr(config, key):
                 raise ConfigError(f"defence {defence.label} needs the key '{key}': {_NEEDS[key]}.")
-    for key in _NEEDS:
-        value = getattr(config, key)
-        if not value or _reads(defences, key):
+    for name in _NEEDS:
+        value = getattr(config, name)
+        if not value or _reads(defences, name):
             continue
         folded = config.penalty is not None and getattr(value, "path", "") == config.penalty.anchor
         if not folded:
             names = ", ".join(defence.label for defence in defences) or "none is given"
             raise ConfigError(
-                f"the key '{key}' is given and no defence reads it ({names}); take it out, or name "
-                "a defence that does."
+                f"the key '{name}' is given and no defence reads it ({names}); take it out, or "
+                "name a defence that does."
             )
 
 
