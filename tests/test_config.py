@@ -136,3 +136,29 @@ def test_every_key_is_described() -> None:
 
     walk(TrainConfig)
     walk(AlignConfig)
+
+
+def test_a_config_extends_another_key_by_key(tmp_path: Path) -> None:
+    (tmp_path / "below.yaml").write_text(
+        "model: {path: m}\ndata: {path: d}\ntraining: {epochs: 2, batch_size: 4}\noutput: o\n"
+    )
+    (tmp_path / "main.yaml").write_text("extends: below.yaml\ntraining: {epochs: 5}\n")
+    config = load_config(tmp_path / "main.yaml", TrainConfig, ["training.batch_size=16"])
+    assert (config.training.epochs, config.training.batch_size) == (5, 16)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            "extends: nowhere.yaml",
+            r"nowhere\.yaml: cannot read the config that .*main\.yaml extends",
+        ),
+        ("extends: main.yaml", "extends main.yaml, which extends it; take one of them out"),
+        ("extends: [a, b]", "extends is the name of one file, not a list"),
+    ],
+)
+def test_what_cannot_be_extended_is_told(tmp_path: Path, text: str, told: str) -> None:
+    (tmp_path / "main.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=told):
+        load_config(tmp_path / "main.yaml", TrainConfig)
