@@ -161,7 +161,9 @@ class AnchorMetadata(_Frozen):
     @model_validator(mode="after")
     def _version_tells(self) -> AnchorMetadata:
         if (self.format_version == HARMFUL_VERSION) != (self.harmful is not None):
-            raise ValueError(f"harmful belongs to format version {HARMFUL_VERSION}, and to no other")
+            raise ValueError(
+                f"harmful belongs to format version {HARMFUL_VERSION}, and to no other"
+            )
         return self
 
 
@@ -174,8 +176,9 @@ def serialise(modules: Mapping[str, Factors], metadata: AnchorMetadata) -> bytes
         for part in _PARTS:
             value: Tensor = getattr(factors, part)
             tensors[f"{name}.{part}"] = value.detach().float().cpu().contiguous()
-    value = metadata.model_dump(mode="json", exclude={"harmful"} if not metadata.harmful else None)
-    text = json.dumps(value, sort_keys=True, allow_nan=False)
+    unsaid = {"harmful"} if metadata.harmful is None else None
+    told = metadata.model_dump(mode="json", exclude=unsaid)
+    text = json.dumps(told, sort_keys=True, allow_nan=False)
     data: bytes = save(tensors, {KEY: text})
     return data
 

@@ -63,7 +63,9 @@ def card(anchor: Anchor, repo_id: str) -> str:
             "from anchortune import Anchor, attach",
             "",
             f'anchor = Anchor.from_pretrained("{repo_id}")',
-            'attach(trainer, anchor, side="along")' if metadata.harmful else "attach(trainer, anchor)",
+            'attach(trainer, anchor, side="along")'
+            if metadata.harmful
+            else "attach(trainer, anchor)",
             "```",
             "",
         ]

@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from anchortune.cli.anchor_tables import print_comparison, print_report
 from anchortune.errors import AnchorError
 from anchortune.files import why_not_writable
 
 if TYPE_CHECKING:
     from anchortune.anchor.anchor import Anchor
-    from anchortune.anchor.inspect import AnchorReport, ModuleReport
 
 app = typer.Typer(
-    help="Build an anchor from two checkpoints, look into it, share it.", no_args_is_help=True
+    help="Build an anchor, from two checkpoints or harmful data; look into it, share it.",
+    no_args_is_help=True,
 )
 
 AnchorFile = Annotated[Path, typer.Argument(metavar="FILE", help="An anchor file.")]
@@ -84,6 +85,108 @@ def build(
 
 
 @app.command()
+def harmful(
+    model: Annotated[str, typer.Option(help="The aligned model: folder, Hub id or .gguf.")],
+    data: Annotated[Path, typer.Option(help="Harmful requests with harmful answers (a file).")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.")],
+    adapter: Annotated[
+        str | None, typer.Option(help="A LoRA adapter that aligns the model (folder or Hub id).")
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of the model's Hub id.")
+    ] = None,
+    pairs: Annotated[
+        int | None, typer.Option(min=1, help="Use a seeded sample of this many pairs.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the sample and of the fine-tune.")] = 0,
+    method: Annotated[
+        str, typer.Option(metavar="tune|gradient", help="A fine-tune, or one gradient pass.")
+    ] = "tune",
+    target_modules: Annotated[
+        str,
+        typer.Option(
+            help="Names by comma, all-linear, or a regular expression for whole module names."
+        ),
+    ] = "q_proj,v_proj",
+    rank: Annotated[
+        int | None,
+        typer.Option(min=1, help="LoRA's r of tune (default 8); triplets of gradient (32)."),
+    ] = None,
+    epochs: Annotated[
+        float | None, typer.Option(help="Of tune: passes over the pairs (default 10).")
+    ] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Of tune (default 2e-4).")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Of tune: pairs in a step (default 8).")
+    ] = None,
+    strip_cue: Annotated[
+        str | None, typer.Option(help="Remove this from the end of every prompt.")
+    ] = None,
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="Where.")] = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Make a harmful anchor: where harmful pairs pull the aligned model (AsFT-Alt needs one)."""
+    from anchortune.cli.stage import log_to_stderr
+    from anchortune.config import MachineSection, ModelSection
+    from anchortune.config_io import validate
+    from anchortune.jobs.harmful_config import HarmfulSettings
+
+    _refuse_unwritable("-o", output)
+    source = {"path": str(data)} | ({} if strip_cue is None else {"strip_cue": strip_cue})
+    tree = {
+        "data": source,
+        "pairs": pairs,
+        "seed": seed,
+        "method": method,
+        "target_modules": parse_target_modules(target_modules),
+        "rank": rank,
+        "epochs": epochs,
+        "learning_rate": learning_rate,
+        "batch_size": batch_size,
+    }
+    settings = validate(tree, HarmfulSettings, "anchor harmful")
+    machine = validate({"device": device}, MachineSection, "anchor harmful")
+    start = ModelSection(path=model, revision=revision, adapter=adapter)
+    log_to_stderr()
+
+    from anchortune.jobs.harmful_anchor import make_harmful, plan_harmful
+
+    plan = plan_harmful(start, settings, output, machine=machine)
+    for line in plan.lines():
+        typer.echo(line, err=True)
+    anchor = make_harmful(plan)
+    _print_built(anchor, output, as_json)
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="A", help="An anchor file.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Another, of the same model.")],
+    plot: Annotated[
+        Path | None, typer.Option(metavar="IMAGE", help="Draw it too: .png, .svg or .pdf.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare two anchors: cosine, subspace angles and shared energy, each beside chance."""
+    if plot is not None:
+        _refuse_unwritable("--plot", plot)
+    from anchortune.anchor.anchor import Anchor
+    from anchortune.anchor.compare import compare_anchors, plot_comparison
+
+    found = compare_anchors(Anchor.load(a), Anchor.load(b))
+    if plot is not None:
+        plot_comparison(found, plot)
+    if as_json:
+        import json
+
+        typer.echo(json.dumps(found.to_json(), indent=2, ensure_ascii=False, allow_nan=False))
+        return
+    print_comparison(found)
+    if plot is not None:
+        typer.echo(f"picture: {plot}", err=True)
+
+
+@app.command()
 def inspect(
     file: AnchorFile,
     plot: Annotated[
@@ -105,7 +208,7 @@ def inspect(
 
         typer.echo(json.dumps(report.to_json(), indent=2, ensure_ascii=False, allow_nan=False))
         return
-    _print_report(report)
+    print_report(report)
     if plot is not None:
         typer.echo(f"picture: {plot}", err=True)
 
@@ -175,6 +278,8 @@ def _print_built(anchor: Anchor, output: Path, as_json: bool) -> None:
         "base": anchor.metadata.base.model_dump(),
         "notes": anchor.metadata.notes,
     }
+    if anchor.metadata.harmful is not None:
+        result["harmful"] = anchor.metadata.harmful.model_dump(mode="json")
     if as_json:
         import json
 
@@ -188,62 +293,3 @@ def _print_built(anchor: Anchor, output: Path, as_json: bool) -> None:
         f"{result['direction_cosine_min']:.3f} or more with the whole one."
     )
     typer.echo(f"next: anchortune anchor inspect {output}")
-
-
-_FIGURES = ("‖dW‖", "stable rank", "rank", "kept", "c min", "c max")
-_WIDE = 122
-
-
-def _print_report(report: AnchorReport) -> None:
-    """One table where there is room (or no terminal), two narrow ones elsewhere; then warnings."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=max(console.width, _WIDE))
-    prefix = _shared_prefix([module.module for module in report.modules])
-    operators = tuple(report.modules[0].selectivity)
-    headings = (*_FIGURES, *operators)
-    rows = [(module.module[len(prefix) :], *_row(module)) for module in report.modules]
-    split = len(_FIGURES)
-    parts = [slice(0, None)] if console.width >= _WIDE else [slice(0, split), slice(split, None)]
-    console.print(f"Anchor {report.aligned} - {report.base}", markup=False, highlight=False)
-    for part in parts:
-        table = Table()
-        table.add_column(escape(f"module ({prefix}…)" if prefix else "module"), overflow="fold")
-        for heading in headings[part]:
-            table.add_column(heading, justify="right")
-        for name, *cells in rows:
-            table.add_row(escape(name), *cells[part])
-        console.print(table)
-    console.print(
-        "c: eigenvalues of gram. The last columns are each operator's selectivity: what a random "
-        "update of unit size costs over what one along dW costs. 1 is no better than norm decay; "
-        "∞ means that along is free.",
-        highlight=False,
-    )
-    for warning in report.warnings:
-        console.print(f"[yellow]warning:[/] {escape(warning)}", highlight=False, soft_wrap=True)
-
-
-def _shared_prefix(names: list[str]) -> str:
-    """The leading name parts that all ``names`` share, up to the first number."""
-    first = names[0].split(".")
-    end = next((i for i, part in enumerate(first) if part.isdigit()), 0)
-    prefix = "".join(f"{part}." for part in first[:end])
-    return prefix if all(name.startswith(prefix) for name in names) else ""
-
-
-def _row(module: ModuleReport) -> tuple[str, ...]:
-    ratios = ["∞" if s.ratio is None else f"{s.ratio:.2f}" for s in module.selectivity.values()]
-    return (
-        f"{module.norm:.3g}",
-        f"{module.stable_rank:.1f}",
-        str(module.rank),
-        f"{module.kept_energy_frac:.1%}",
-        f"{module.eigenvalue_min:.2g}",
-        f"{module.eigenvalue_max:.2g}",
-        *ratios,
-    )
