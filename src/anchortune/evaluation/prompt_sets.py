@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from anchortune.data.conversations import instruction_text
+from anchortune.data.prompts import COLUMNS
+from anchortune.data.named import stem
 from anchortune.errors import EvaluationError
 from anchortune.evaluation.config import PromptSetSection
 from anchortune.evaluation.items import Item
 from anchortune.evaluation.select import BadRow, Source, collect, digest, select
-
-#: Columns that hold a prompt, the first that exists.
-COLUMNS = (
-    *("prompt", "goal", "Goal", "instruction", "question", "query", "forbidden_prompt"),
-    *("Behavior", "text"),
-)
 
 
 @dataclass(frozen=True)
@@ -97,7 +92,7 @@ def load_prompts(
         DataError: the rows cannot be read or used.
     """
     source, column, category = _where(section)
-    name = section.name or Path(source.path).stem
+    name = section.name or stem(source.path)
     name = section.label or (f"{name}-{section.wrapper}" if section.wrapper else name)
     raw = source.rows("train")
     for key, given in (("column", section.column), ("category", category)):

@@ -10,6 +10,9 @@ from anchortune.errors import TrainingError
 
 DEFAULT_OFF_BUDGET = 0.05
 """``lam="auto"``: the share of the update's energy ``Σ‖U‖²_F`` that may be what is penalised."""
+DEFAULT_PROBE_TARGET = 1.0
+"""Steered by the probe: nats by which its margin may lie below the aligned model's."""
+Steer = Literal["budget", "probe"]
 
 
 class Schedule(Protocol):
@@ -116,15 +119,93 @@ class BudgetLambda:
         self._lam = float(state["lam"])
 
 
+class ProbeLambda:
+    """λ raised while the safety probe lies more than ``target`` below the aligned model's, or else
+    lowered.
+
+    After each look ``λ ← λ · exp(gain · clip((fall − target) / target, −1, 1))``, within
+    [``lowest``, ``highest``], so that λ at most doubles or halves with the default gain; a fall
+    that is no number counts as the greatest. Between two looks λ stays.
+    """
+
+    needs_movement = False
+
+    def __init__(
+        self,
+        target: float = DEFAULT_PROBE_TARGET,
+        *,
+        start: float = 1.0,
+        gain: float = math.log(2.0),
+        lowest: float = 1e-3,
+        highest: float = 1e3,
+    ) -> None:
+        if not (math.isfinite(target) and target > 0):
+            raise TrainingError(f"probe_target is a number of nats above 0, not {target!r}")
+        self.target = target
+        self._gain = gain
+        self._lowest = lowest
+        self._highest = highest
+        self._lam = start
+
+    @property
+    def lam(self) -> float:
+        """λ for the step to come."""
+        return self._lam
+
+    def update(self, movement: Movement) -> None:
+        """Does nothing: λ moves when the probe has looked."""
+
+    def observe(self, fall: float) -> None:
+        """Moves λ by what the probe found.
+
+        Args:
+            fall: the aligned model's margin minus the model's now, in nats.
+        """
+        error = (fall - self.target) / self.target
+        factor = math.exp(self._gain * (min(1.0, max(-1.0, error)) if error == error else 1.0))
+        self._lam = min(self._highest, max(self._lowest, self._lam * factor))
+
+    def state_dict(self) -> dict[str, float]:
+        """λ as it stands, and what it is steered to."""
+        return {"lam": self._lam, "probe_target": self.target}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Goes on from the λ of a checkpoint.
+
+        Raises:
+            TrainingError: λ was fixed there, or steered to something else.
+        """
+        if state.get("probe_target") != self.target:
+            raise TrainingError(
+                f"the checkpoint was trained with probe_target={state.get('probe_target')}, not "
+                f"{self.target:g}: resume with the same, or start anew"
+            )
+        self._lam = float(state["lam"])
+
+
 def make_schedule(
-    lam: float | Literal["auto"], off_budget: float | None, penalty: Penalty
+    lam: float | Literal["auto"],
+    off_budget: float | None,
+    penalty: Penalty,
+    steer: Steer | None = None,
+    probe_target: float | None = None,
 ) -> Schedule:
-    """The schedule that ``lam`` and ``off_budget`` ask for.
+    """The schedule that ``lam`` and what it is steered by ask for.
 
     Raises:
-        TrainingError: λ is negative or not a number; a budget is given with a fixed λ; or
+        TrainingError: λ is negative or not a number; what steers it is given with a fixed λ; or
             ``auto`` is asked of a penalty that λ cannot steer to a budget.
     """
+    if steer not in (None, "budget", "probe"):
+        raise TrainingError(f"steer is 'budget' or 'probe', not {steer!r}")
+    if steer is not None and lam != "auto":
+        raise TrainingError("steer goes with lam='auto': leave out one of the two")
+    if probe_target is not None and steer != "probe":
+        raise TrainingError("probe_target goes with lam='auto' and a probe: leave it out")
+    if steer == "probe":
+        if off_budget is not None:
+            raise TrainingError("off_budget goes with steer='budget': leave out one of the two")
+        return ProbeLambda(DEFAULT_PROBE_TARGET if probe_target is None else probe_target)
     if lam == "auto":
         if penalty.side == "along" or penalty.operator == "none":
             raise TrainingError(
