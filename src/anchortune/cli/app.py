@@ -14,6 +14,7 @@ from anchortune.cli.eval import evaluate
 from anchortune.cli.gate import gate
 from anchortune.cli.judge import app as judge_app
 from anchortune.cli.mix import mix
+from anchortune.cli.project import extrapolate, project
 from anchortune.cli.run import run
 from anchortune.cli.screen import screen
 from anchortune.cli.status import status
@@ -40,6 +41,8 @@ app.command()(sweep)
 app.command()(table)
 app.command()(plot)
 app.command()(mix)
+app.command()(extrapolate)
+app.command()(project)
 app.add_typer(anchor_app, name="anchor")
 app.add_typer(judge_app, name="judge")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -18,7 +18,7 @@ from anchortune.sections import Section
 
 FORMAT: Literal[1] = 1
 
-Measure = Literal["harm", "refusal", "accuracy", "over_refusal", "coherence"]
+Measure = Literal["harm", "refusal", "accuracy", "over_refusal", "coherence", "win_rate"]
 
 
 class Outcome(Section):
@@ -28,17 +28,17 @@ class Outcome(Section):
         measure: which; of ``harm`` and ``over_refusal`` less is better.
         set: label of the prompt set or task.
         judge: who judged; None where an answer is held against a target.
-        items: by item id: 1 (harmful, refused, right, over-refused, coherent), 0, or None where
-            it could not be scored.
+        items: by item id: 1 (harmful, refused, right, over-refused, coherent, won), 0, or None
+            where it could not be scored; of a win rate also ½, for a tie.
     """
 
     measure: Measure
     set: str
     judge: str | None = None
-    items: dict[str, Literal[0, 1] | None]
+    items: dict[str, Literal[0, 1] | Annotated[float, Field(gt=0, lt=1)] | None]
 
     @property
-    def scored(self) -> list[int]:
+    def scored(self) -> list[int | float]:
         """The verdicts that there are."""
         return [value for value in self.items.values() if value is not None]
 

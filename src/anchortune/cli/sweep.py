@@ -1,0 +1,151 @@
+"""``anchortune sweep``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from anchortune.cli.train import AsJson, Overrides
+
+if TYPE_CHECKING:
+    from anchortune.jobs.sweep import Sweep
+
+FAILED = 3
+"""Exit code where runs failed, as the gate's."""
+
+
+def sweep(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The sweep, in YAML.")],
+    overrides: Overrides = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check every cell, list the runs, do nothing.")
+    ] = False,
+    status: Annotated[
+        bool, typer.Option("--status", help="Tell how far it is, and do nothing.")
+    ] = False,
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", metavar="AXIS=LABEL[,LABEL]", help="Only these runs; repeatable."),
+    ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Do runs again that failed before.")
+    ] = False,
+    jobs: Annotated[
+        int, typer.Option("--jobs", min=1, help="Processes, which share the machine and its GPU.")
+    ] = 1,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray", metavar="ADDRESS", help="Ray tasks instead: an address, auto, local."
+        ),
+    ] = None,
+    gpus_per_run: Annotated[
+        float, typer.Option("--gpus-per-run", min=0, help="With --ray; a fraction shares a GPU.")
+    ] = 0,
+    cpus_per_run: Annotated[float, typer.Option("--cpus-per-run", min=0, help="With --ray.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Do the runs of a grid that are missing or stale, one record each; a kill loses none.
+
+    Several processes, on one machine or many, may be given the same FILE and share its runs.
+    Exit code 3: some runs failed; they are recorded as such, and run again with --retry-failed.
+    """
+    import time
+
+    from anchortune.cli.stage import log_to_stderr
+    from anchortune.config_io import load_config
+    from anchortune.errors import ConfigError
+    from anchortune.jobs.sweep import Run, Sweep
+    from anchortune.jobs.sweep_config import SweepConfig
+    from anchortune.report.runs import RunRecord
+
+    if ray is not None and jobs > 1:
+        raise ConfigError("--jobs is for this machine and --ray for a cluster; give one of them.")
+    chosen = _chosen(only or [])
+    found = Sweep(load_config(file, SweepConfig, overrides or []), chosen)
+    if dry_run or status:
+        if dry_run:
+            from anchortune.jobs.sweep_plan import check_sweep
+
+            log_to_stderr()
+            notes = check_sweep(found)
+        else:
+            notes = []
+        _show(found, as_json=as_json, every=dry_run, notes=notes)
+        return
+    log_to_stderr()
+    found.adopt()
+    total = len(found.runs)
+    done = found.counts()["complete"]
+
+    def told(run: Run, record: RunRecord) -> None:
+        nonlocal done
+        done += record.state == "complete"
+        what = record.error or f"{record.timings.get('all_s', 0):.0f} s"
+        typer.echo(f"[{done}/{total}] {run.line()}: {record.state}, {what}", err=True)
+
+    before = time.time() if retry_failed else None
+    if ray is not None or jobs > 1:
+        from anchortune.jobs.pool import Order, in_processes, on_ray
+
+        order = Order.of(found, chosen, before)
+        if ray is not None:
+            on_ray(found, order, ray, gpus=gpus_per_run, cpus=cpus_per_run, told=told)
+        else:
+            in_processes(found, order, jobs, told)
+    else:
+        from anchortune.jobs.pool import in_this_process
+
+        in_this_process(found, before, told)
+    _show(found, as_json=as_json, every=False, notes=[])
+    if found.counts()["failed"]:
+        raise typer.Exit(FAILED)
+
+
+def _chosen(only: list[str]) -> dict[str, list[str]]:
+    from anchortune.errors import ConfigError
+
+    found: dict[str, list[str]] = {}
+    for item in only:
+        axis, equals, labels = item.partition("=")
+        if not equals or not axis or not labels:
+            raise ConfigError(f"--only {item}: expected AXIS=LABEL or AXIS=LABEL,LABEL.")
+        found.setdefault(axis, []).extend(labels.split(","))
+    return found
+
+
+def _show(found: Sweep, *, as_json: bool, every: bool, notes: list[str]) -> None:
+    """The runs by state; each one with ``every``, else only those that failed."""
+    import json
+
+    states = {run.digest: found.state(run) for run in found.runs}
+    counts = {
+        state: list(states.values()).count(state)
+        for state in ("complete", "failed", "running", "missing")
+    }
+    stale = found.stale()
+    if as_json:
+        runs: list[dict[str, Any]] = [
+            {
+                "labels": run.labels,
+                "seed": run.seed,
+                "digest": run.digest,
+                "state": states[run.digest],
+                "record": str(found.path(run)),
+            }
+            for run in found.runs
+        ]
+        summary = {"sweep": found.config.name, "counts": counts, "stale": len(stale), "runs": runs}
+        typer.echo(json.dumps(summary | {"notes": notes}, indent=2, ensure_ascii=False))
+        return
+    for run in found.runs if every else ():
+        typer.echo(f"{states[run.digest]:<9} {run.line()}  {run.digest[:12]}")
+    told = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+    late = f"; {len(stale)} stale records" if stale else ""
+    typer.echo(f"{found.config.name}: {len(found.runs)} runs: {told}{late}; {found.results}")
+    for run, error in found.failures():
+        typer.echo(f"failed    {run.line()}: {error}")
+    for note in notes:
+        typer.echo(f"note      {note}")

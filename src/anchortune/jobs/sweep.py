@@ -1,0 +1,380 @@
+"""The runs of a sweep: which there are, which are done, and all that are left worked through.
+
+Several processes, on one machine or many, may work on one sweep: each run is claimed by a lock.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from anchortune.config_defences import label_of
+from anchortune.data.named import is_named
+from anchortune.errors import AnchortuneError, ConfigError
+from anchortune.files import write_text
+from anchortune.jobs.folder import digest_of
+from anchortune.jobs.sweep_config import DEFENCE, Axis, Cell, CellConfig, SweepConfig
+from anchortune.jobs.sweep_inputs import (
+    Inputs,
+    base_of,
+    hashed,
+    hashes_of,
+    named,
+    needs_of,
+    reference_tree,
+    run_tree,
+    training_tree,
+)
+from anchortune.jobs.sweep_store import SHORT, Store
+from anchortune.report.runs import RunRecord, read_run, run_text
+
+logger = logging.getLogger(__name__)
+State = Literal["complete", "failed", "running", "missing"]
+_WAIT_S = 1.0
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: a cell at a seed, or a model that is evaluated as it is.
+
+    Attributes:
+        kind: ``trained``, ``aligned`` or ``base``.
+        labels: of its cell.
+        seed: of the run; 0 of a model that is not trained.
+        config: of its cell.
+        digest: of everything that decides the result.
+        training: the digest of its training, which others may share; None without one.
+        reference: the digest of the aligned model's evaluation, beside which it stands.
+        settings: for the record.
+        inputs: SHA-256 by the key that names a file.
+    """
+
+    kind: Literal["trained", "aligned", "base"]
+    labels: dict[str, str]
+    seed: int
+    config: CellConfig
+    digest: str
+    training: str | None
+    reference: str
+    settings: dict[str, Any]
+    inputs: dict[str, str]
+
+    @property
+    def file(self) -> str:
+        """Name of its record: labels for people, the digest for the rest."""
+        rest = [label for axis, label in self.labels.items() if axis != DEFENCE]
+        words = [self.labels[DEFENCE], *rest] + ([f"s{self.seed}"] if self.training else [])
+        plain = [re.sub(r"[^\w.+-]+", "_", word) for word in words]
+        return f"{'-'.join(plain)[:120]}-{self.digest[:SHORT]}.json"
+
+    def line(self) -> str:
+        """For people."""
+        told = ", ".join(f"{axis} {label}" for axis, label in self.labels.items())
+        return told + (f", seed {self.seed}" if self.training else "")
+
+
+class Sweep:
+    """A sweep's runs, its records and its work folder.
+
+    Args:
+        config: of the sweep.
+        only: ``axis -> labels``, to choose some of its runs.
+
+    Raises:
+        AnchortuneError: a cell is no valid run, or a file that it names is not there.
+    """
+
+    def __init__(self, config: SweepConfig, only: dict[str, list[str]] | None = None) -> None:
+        self.config = config
+        self.results = Path(config.results).expanduser()
+        self.store = Store(config.work)
+        self._inputs = Inputs()
+        self._only = only or {}
+
+    @cached_property
+    def runs(self) -> list[Run]:
+        """References first, then seed by seed, so that a whole table is there early."""
+        cells = [Cell(cell.labels, disjoint(cell.config)) for cell in self.config.cells()]
+        for cell in cells:
+            check_cell(cell)
+        runs = self._references(cells)
+        runs += [self._trained(cell, seed) for seed in self.config.seeds for cell in cells]
+        by_digest: dict[str, Run] = {}
+        for run in runs:
+            other = by_digest.setdefault(run.digest, run)
+            if other is not run:
+                raise ConfigError(
+                    f"sweep {self.config.name}: these cells are one and the same run: "
+                    f"{other.line()}; {run.line()}. Keep an axis to the cells that it changes, "
+                    "with only, or leave some out, with skip."
+                )
+        return self._chosen(runs)
+
+    def _chosen(self, runs: list[Run]) -> list[Run]:
+        kept = runs
+        for axis, wanted in self._only.items():
+            if not any(axis in run.labels for run in runs):
+                raise ConfigError(f"--only {axis}: there is no such axis.")
+            kept = [run for run in kept if run.labels.get(axis, wanted[0]) in wanted]
+        if not kept:
+            raise ConfigError("--only leaves no run.")
+        return kept
+
+    def _trained(self, cell: Cell, seed: int) -> Run:
+        config = cell.config
+        tree = run_tree(config, seed)
+        training = digest_of(hashed(training_tree(config, seed), self._inputs))
+        inputs = hashes_of(tree, self._inputs)
+        digest = digest_of([hashed(tree, self._inputs), inputs.get("judge.builtin")])
+        reference = self._digest_of_reference(config, "aligned")
+        return Run(
+            "trained", cell.labels, seed, config, digest, training, reference, named(tree), inputs
+        )
+
+    def _digest_of_reference(self, config: CellConfig, which: str) -> str:
+        tree = reference_tree(config, which)
+        judge = hashes_of(tree, self._inputs).get("judge.builtin")
+        return digest_of([which, hashed(tree, self._inputs), judge])
+
+    def _references(self, cells: Sequence[Cell]) -> list[Run]:
+        """What is evaluated as it is; of the labels, those that decide it."""
+        found: dict[str, Run] = {}
+        for which in self.config.reference:
+            keys = {"model", "base", "evaluate"} if which == "base" else {"model", "evaluate"}
+            axes = [axis.name for axis in self.config.grid if axis.touches(keys)]
+            for cell in cells:
+                digest = self._digest_of_reference(cell.config, which)
+                labels = {DEFENCE: which}
+                labels |= {a: cell.labels[a] for a in axes if a in cell.labels and a != DEFENCE}
+                known = found.get(digest)
+                if known is not None:  # what differs between its cells does not decide it
+                    labels = dict(item for item in labels.items() if item in known.labels.items())
+                tree = reference_tree(cell.config, which)
+                aligned = self._digest_of_reference(cell.config, "aligned")
+                found[digest] = Run(
+                    which, labels, 0, cell.config, digest, None, aligned,
+                    named(tree), hashes_of(tree, self._inputs),
+                )  # fmt: skip
+        return list(found.values())
+
+    def reference_of(self, run: Run) -> Run:
+        """The aligned model's own run beside ``run``, whether the sweep records it or not."""
+        tree = reference_tree(run.config, "aligned")
+        return Run(
+            "aligned", {DEFENCE: "aligned"}, 0, run.config, run.reference, None, run.reference,
+            named(tree), hashes_of(tree, self._inputs),
+        )  # fmt: skip
+
+    def digest_of_mix(self, run: Run) -> str:
+        """Of the rows that ``run`` trains on."""
+        mix = run.config.mix
+        tree = None if mix is None else mix.model_dump(mode="json")
+        return digest_of([hashed(tree, self._inputs), run.seed])
+
+    def path(self, run: Run) -> Path:
+        """Where its record lies, or would."""
+        return self.results / run.file
+
+    def record(self, run: Run) -> RunRecord | None:
+        """Its record; None where there is none.
+
+        Raises:
+            AnchortuneError: the file is no record.
+        """
+        path = self.path(run)
+        return read_run(path) if path.is_file() else None
+
+    def state(self, run: Run) -> State:
+        """How far it is."""
+        if self.store.is_held("runs", run.digest):
+            return "running"
+        record = self.record(run)
+        return "missing" if record is None else record.state
+
+    def write(self, run: Run, record: RunRecord) -> None:
+        """Writes its record, and takes away those of the same cell that it makes stale."""
+        write_text(self.path(run), run_text(record))
+        for path, old in self._others(run):
+            logger.info("%s is stale: its cell was run with %s", path.name, _changed(old, record))
+            path.unlink(missing_ok=True)
+
+    def _others(self, run: Run) -> list[tuple[Path, RunRecord]]:
+        found = []
+        for path in sorted(self.results.glob(f"{run.file[: -SHORT - 5]}*.json")):
+            try:
+                old = read_run(path)
+            except (AnchortuneError, OSError):  # another process may just have taken it away
+                continue
+            same = (old.sweep, old.labels, old.seed) == (self.config.name, run.labels, run.seed)
+            if same and old.digest != run.digest:
+                found.append((path, old))
+        return found
+
+    def stale(self) -> list[Path]:
+        """Records of cells of this sweep made with other settings or other inputs."""
+        return [path for run in self.runs for path, _ in self._others(run)]
+
+    def adopt(self) -> None:
+        """Gives records of runs whose labels were renamed their new ones; nothing is run anew."""
+        lacking = {run.digest: run for run in self.runs if not self.path(run).is_file()}
+        for path in sorted(self.results.glob("*.json")) if lacking else ():
+            digits = path.stem.rpartition("-")[2]
+            run = next((r for d, r in lacking.items() if d.startswith(digits)), None)
+            if run is None or len(digits) != SHORT:
+                continue
+            old = read_run(path)
+            if old.digest != run.digest:
+                continue
+            update = {"labels": run.labels, "sweep": self.config.name}
+            write_text(self.path(run), run_text(old.model_copy(update=update)))
+            if old.sweep == self.config.name:
+                path.unlink()
+
+    def counts(self) -> Counter[State]:
+        """How many runs are in each state."""
+        return Counter(self.state(run) for run in self.runs)
+
+    def failures(self) -> list[tuple[Run, str]]:
+        """Runs that failed, and why."""
+        records = [(run, self.record(run)) for run in self.runs]
+        return [
+            (run, record.error or "")
+            for run, record in records
+            if record is not None and record.state == "failed"
+        ]
+
+
+def _changed(old: RunRecord, new: RunRecord) -> str:
+    """What differs, in a word."""
+    files = [key for key in new.inputs if old.inputs.get(key) != new.inputs[key]]
+    if files:
+        return f"another {files[0]}"
+    keys = [key for key in new.settings if old.settings.get(key) != new.settings[key]]
+    return f"another {keys[0]}" if keys else "other settings"
+
+
+def disjoint(cell: CellConfig) -> CellConfig:
+    """The cell with every evaluation set that is a file kept out of its mix."""
+    if cell.mix is None:
+        return cell
+    from anchortune.sections import RowsSection
+
+    known = {place.path for place in cell.mix.disjoint_from}
+    found: list[RowsSection] = []
+    for harm in cell.evaluate.harm:
+        if harm.path is not None and _is_file(harm.path) and harm.path not in known:
+            columns = {"prompt": harm.column} if harm.column is not None else {}
+            found.append(RowsSection(path=harm.path, columns=columns))
+    for task in cell.evaluate.tasks:
+        if task.path is not None and _is_file(task.path) and task.path not in known:
+            field = re.search(r"(?<!\{)\{([^{}]+)\}", task.prompt or "")
+            columns = {"prompt": field[1]} if field is not None else {}
+            found.append(RowsSection(path=task.path, columns=columns))
+    mix = cell.mix.model_copy(update={"disjoint_from": [*cell.mix.disjoint_from, *found]})
+    return cell.model_copy(update={"mix": mix})
+
+
+def _is_file(path: str) -> bool:
+    return is_named(path) or Path(path).expanduser().is_file()
+
+
+def check_cell(cell: Cell) -> None:
+    """Raises where a cell lacks what its defences need.
+
+    Raises:
+        ConfigError: naming the cell and the key.
+    """
+    config = cell.config
+    needed = needs_of(config.defence)
+    given = {
+        "anchor": base_of(config) is not None
+        or (config.anchor is not None and config.anchor.path is not None),
+        "harmful_anchor": config.harmful_anchor is not None,
+        "refusals": bool(config.refusals),
+        "base": base_of(config) is not None,
+    }
+    mend = {
+        "anchor": "base (what the model was aligned from) or anchor (a file)",
+        "harmful_anchor": "harmful_anchor (a file or Hub id)",
+        "refusals": "refusals (safe answers)",
+        "base": "base (what the model was aligned from)",
+    }
+    for need in sorted(needed):
+        if not given[need]:
+            raise ConfigError(
+                f"{', '.join(cell.labels.values())}: {label_of(config.defence)} needs {mend[need]}."
+            )
+
+
+def check_axis_names(axes: Sequence[Axis]) -> None:
+    """Raises where an axis would hide the seed.
+
+    Raises:
+        ConfigError: naming it.
+    """
+    for axis in axes:
+        if axis.name == "seed":
+            raise ConfigError("axes.seed: seeds are listed beside axes, under seeds.")
+
+
+def work_through(
+    sweep: Sweep,
+    execute: Callable[[Sweep, Run], RunRecord],
+    *,
+    retry_failed_before: float | None = None,
+    told: Callable[[Run, RunRecord], None] | None = None,
+    runs: Sequence[Run] | None = None,
+) -> None:
+    """Does every run that is missing, in order, and waits for those that others are doing.
+
+    A run whose training somebody else is at is put off. Where a worker dies, its run is taken over.
+
+    Args:
+        sweep: whose runs.
+        execute: does one, and returns its record, of a failure too.
+        retry_failed_before: do runs again whose failure was recorded before this time (seconds
+            since the epoch); None leaves failures alone.
+        told: of every run done here.
+        runs: some of the sweep's; None: all.
+    """
+    left = list(sweep.runs if runs is None else runs)
+    while left:
+        waiting: list[Run] = []
+        moved = False
+        for run in left:
+            if not _to_do(sweep, run, retry_failed_before):
+                continue
+            training = run.training
+            if training is not None and sweep.store.is_held("train", training):
+                waiting.append(run)
+                continue
+            with sweep.store.claimed("runs", run.digest) as mine:
+                if not mine:
+                    waiting.append(run)
+                    continue
+                if not _to_do(sweep, run, retry_failed_before):
+                    continue
+                record = execute(sweep, run)
+                sweep.write(run, record)
+                moved = True
+            if told is not None:
+                told(run, record)
+        left = waiting
+        if left and not moved:
+            time.sleep(_WAIT_S)
+
+
+def _to_do(sweep: Sweep, run: Run, retry_failed_before: float | None) -> bool:
+    record = sweep.record(run)
+    if record is None:
+        return True
+    if record.state == "complete" or retry_failed_before is None:
+        return False
+    return sweep.path(run).stat().st_mtime < retry_failed_before

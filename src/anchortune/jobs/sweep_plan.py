@@ -1,0 +1,85 @@
+"""A sweep checked before any work: every cell, and one training of each kind planned in full."""
+
+from __future__ import annotations
+
+from anchortune.config import TrainConfig
+from anchortune.config_io import validate
+from anchortune.errors import AnchortuneError, ConfigError
+from anchortune.evaluation.config import CandidateSection, EvalConfig
+from anchortune.jobs.sweep import Run, Sweep
+from anchortune.jobs.sweep_inputs import without_pace
+
+
+def check_sweep(sweep: Sweep) -> list[str]:
+    """Plans what the runs share: each model with each kind of rows, and each evaluation.
+
+    Nothing is written. What needs an anchor or a mix that is not there yet is planned without.
+
+    Returns:
+        Notes for people.
+
+    Raises:
+        AnchortuneError: of the kind of the first thing that cannot be used.
+    """
+    notes: list[str] = []
+    evaluations: dict[str, Run] = {}
+    trainings: dict[str, Run] = {}
+    for run in sweep.runs:
+        cell = run.config
+        asked = without_pace(cell.evaluate.model_dump(mode="json"))
+        evaluations.setdefault(repr((cell.model, asked)), run)
+        if run.kind == "trained":
+            trainings.setdefault(repr((cell.model, cell.lora, cell.training, cell.data)), run)
+    for run in evaluations.values():
+        answers = _check_evaluation(run)
+        notes.append(f"{run.line()}: {answers} answers a run")
+    for run in trainings.values():
+        notes.append(f"{run.line()}: {_check_training(sweep, run)}")
+    return notes
+
+
+def _where(run: Run, error: AnchortuneError) -> ConfigError:
+    return ConfigError(f"{run.line()}: {error}")
+
+
+def _check_evaluation(run: Run) -> int:
+    from anchortune.evaluation.plan import plan_eval
+
+    cell = run.config
+    model = cell.model
+    section = CandidateSection(
+        path=model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
+    )
+    settings = dict(cell.evaluate) | {"models": {"aligned": section}, "output": "not-made"}
+    try:
+        return plan_eval(EvalConfig(**settings)).answers
+    except AnchortuneError as error:
+        raise _where(run, error) from None
+
+
+def _check_training(sweep: Sweep, run: Run) -> str:
+    """The plain training of a cell, planned; of a mix that is not made, its model alone."""
+    import tempfile
+    from pathlib import Path
+
+    from anchortune.data.mix import make_mix
+    from anchortune.training.plan import plan_stage
+
+    cell = run.config
+    kept = {"model", "lora", "training", "machine", "data", "eval_data"}
+    tree = cell.model_dump(mode="json", include=kept)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            if cell.mix is not None:
+                path = Path(folder) / "mix.jsonl"
+                make_mix(cell.mix, run.seed, path)
+                tree["data"] = [{"path": str(path)}]
+            tree |= {"seed": run.seed, "output": str(Path(folder) / "train")}
+            plan = plan_stage(validate(tree, TrainConfig, run.line()))
+        except AnchortuneError as error:
+            raise _where(run, error) from None
+        trained, total = plan.parameters
+        return (
+            f"{total / 1e6:.1f} M parameters, {trained} trained, {plan.steps} steps, memory about "
+            f"{plan.estimate.memory_bytes / 2**30:.1f} GiB"
+        )
