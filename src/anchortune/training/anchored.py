@@ -77,7 +77,9 @@ def anchor_facts(anchor: Anchor, place: str, revision: str | None) -> dict[str, 
 def settings(section: PenaltySection) -> dict[str, Any]:
     """The keywords of ``attach`` that a config's section resolves to."""
     from anchortune.anchor.penalty import DEFAULT_LAM, DEFAULT_OPERATOR
+    from anchortune.training.schedule import DEFAULT_PROBE_TARGET
 
+    target = DEFAULT_PROBE_TARGET if section.probe_target is None else section.probe_target
     return {
         "operator": section.operator or DEFAULT_OPERATOR,
         "lam": DEFAULT_LAM if section.lam is None else section.lam,
@@ -85,7 +87,7 @@ def settings(section: PenaltySection) -> dict[str, Any]:
         "scaled": section.scaled,
         "rank": section.rank,
         "off_budget": section.off_budget,
-    }
+    } | ({"probe_target": target} if section.steer == "probe" else {})
 
 
 def check_fit(anchor: Anchor, skeleton: Any, section: PenaltySection) -> list[str]:
@@ -106,11 +108,11 @@ def check_fit(anchor: Anchor, skeleton: Any, section: PenaltySection) -> list[st
 
     materialise_adapter(skeleton)
     asked = settings(section)
-    lam, budget = asked.pop("lam"), asked.pop("off_budget")
+    lam, budget, target = asked.pop("lam"), asked.pop("off_budget"), asked.pop("probe_target", None)
     penalty = bind(anchor, skeleton, **asked)
     coverage = penalty.coverage
     coverage.targets[:] = [_weightless(target) for target in coverage.targets]
-    make_schedule(lam, budget, penalty)
+    make_schedule(lam, budget, penalty, "probe" if target is not None else None, target)
     notes = list(coverage.notes)
     if coverage.unpenalised:
         named = ", ".join(coverage.unpenalised[:6])
@@ -193,12 +195,11 @@ def check_parent(
             ``allowed`` is not set.
     """
     metadata = anchor.metadata
+    under = metadata.harmful.under if metadata.harmful is not None else None
     found = {
         "aligned": _is_start(metadata.aligned, metadata.base, anchor, model),
         # Of a harmful anchor the base is the aligned model, which may be an adapter on another.
-        "base": _is_start(
-            metadata.base, metadata.harmful and metadata.harmful.under, anchor, model
-        ),
+        "base": _is_start(metadata.base, under, anchor, model),
     }
     for parent in wanted:
         if found[parent]:
