@@ -23,6 +23,8 @@ COMMANDS: list[tuple[str, ...]] = [
     ("run",),
     ("status",),
     ("mix",),
+    ("extrapolate",),
+    ("project",),
     ("anchor",),
     ("anchor", "build"),
     ("anchor", "inspect"),
