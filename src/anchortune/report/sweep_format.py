@@ -189,7 +189,7 @@ def figures(table: Table) -> Iterator[dict[str, Any]]:
                 **({table.grid.column: column.key} if table.grid.column else {}),
                 "measure": column.spec.measure,
                 "set": "+".join(found.sets) if found else column.spec.set,
-                "judge": column.spec.judge,
+                "judge": "+".join(found.judges) if found else column.spec.judge,
                 "indicative": column.spec.indicative,
                 "state": "complete" if found else FAILED if cell.failed else MISSING,
                 "value": found.value if found else None,

@@ -12,12 +12,13 @@ from anchortune.report.sweep_stats import NonInferiority, Spec, seeds_of
 from anchortune.report.sweep_table import Table, measure_title
 from anchortune.report.words import points, points_span
 
-_LONG = {
+LONG = {
     "harm": "harmful score",
     "refusal": "share of harmful prompts refused",
     "accuracy": "accuracy on the task",
     "over_refusal": "share of harmless prompts refused",
     "coherence": "share of coherent answers",
+    "win_rate": "share of answers better than the reference's",
 }
 
 
@@ -75,7 +76,10 @@ def _counted(table: Table, spec: Spec) -> str:
     for column, cells in zip(table.columns, zip(*table.cells, strict=True), strict=True):
         for cell in cells:
             if column.spec == spec and cell.estimate is not None:
-                sizes.setdefault(" + ".join(cell.estimate.sets), set()).add(cell.estimate.n)
+                name = " + ".join(cell.estimate.sets)
+                if spec.judge is None and cell.estimate.judges:
+                    name += f" (win rate, judge {' + '.join(cell.estimate.judges)})"
+                sizes.setdefault(name, set()).add(cell.estimate.n)
     told = ", ".join(
         f"{'–'.join(map(str, dict.fromkeys((min(ns), max(ns)))))} prompts of {name}"
         for name, ns in sorted(sizes.items())
@@ -83,7 +87,7 @@ def _counted(table: Table, spec: Spec) -> str:
     judge = f", judge {spec.judge}" if spec.judge else ""
     mark = " (indicative)" if spec.indicative else ""
     better = "less" if spec.less_is_better else "more"
-    long = f"{measure_title(spec)}: {_LONG[spec.measure]}, {better} is better{judge}{mark}"
+    long = f"{measure_title(spec)}: {LONG[spec.measure]}, {better} is better{judge}{mark}"
     return f"{long}; n: {told}." if told else f"{long}."
 
 

@@ -19,7 +19,7 @@ INDICATIVE = frozenset({"builtin"})
 """Judges whose figures are marked so: they miss the bar that was set them (its card says how)."""
 
 Item = tuple[str, str]
-Marks = dict[Item, int | None]
+Marks = dict[Item, float | None]
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,7 @@ class Estimate:
         n: different prompts with a verdict.
         unscored: (seed, prompt) pairs without one.
         sets: names of the prompt sets counted.
+        judges: whose verdicts; none where answers are held against targets.
     """
 
     value: float
@@ -86,6 +87,7 @@ class Estimate:
     n: int
     unscored: int
     sets: tuple[str, ...]
+    judges: tuple[str, ...]
 
     @property
     def half(self) -> float:
@@ -150,11 +152,18 @@ class NonInferiority:
 
 
 def chosen(group: Group, run: RunRecord, spec: Spec) -> list[Outcome]:
-    """The outcomes of a run that a column counts: none, one, or several it cannot choose from."""
+    """The outcomes of a run that a column counts: none, one, or several it cannot choose from.
+
+    Accuracy is what a task is about; of a task that has none, its win rate.
+    """
+    measures = {outcome.measure for outcome in run.outcomes}
+    asked = spec.measure
+    if asked == "accuracy" and asked not in measures:
+        asked = "win_rate"
     found = [
         outcome
         for outcome in run.outcomes
-        if outcome.measure == spec.measure
+        if outcome.measure == asked
         and spec.set in (None, outcome.set)
         and spec.judge in (None, outcome.judge)
     ]
@@ -179,15 +188,19 @@ def specs_of(groups: Sequence[Group], wanted: Sequence[str], judge: str | None) 
     Raises:
         SweepError: no run has the measure, set or judge, or one of several judges is to be named.
     """
-    outcomes = [(o, g, r) for g in groups for r in g.runs for o in r.outcomes]
-    there = {outcome.measure for outcome, _, _ in outcomes}
+    outcomes = [outcome for group in groups for run in group.runs for outcome in run.outcomes]
+    there: set[str] = {outcome.measure for outcome in outcomes}
+    if "win_rate" in there:
+        there.add("accuracy")
     specs: list[Spec] = []
     for word in wanted:
         measure, _, set_name = word.partition(":")
         if measure not in there:
             known = f"No run has the measure {measure}{nearest(measure, there)}"
             raise SweepError(known if there else "No run is complete: there is nothing to count.")
-        sets = {o.set for o, _, _ in outcomes if o.measure == measure}
+        whole = Spec(measure)
+        sets = {o.set for g in groups for r in g.runs for o in chosen(g, r, whole)}
+        sets |= {o.set for o in outcomes if o.measure == measure}
         if set_name and set_name not in sets:
             raise SweepError(f"No run has {measure} on {set_name}{nearest(set_name, sets)}")
         spec = Spec(measure, set_name or None)
@@ -197,19 +210,24 @@ def specs_of(groups: Sequence[Group], wanted: Sequence[str], judge: str | None) 
             specs.append(spec)
     named = [_with_judge(groups, spec, judge) for spec in specs]
     if judge is not None and not any(spec.judge == judge for spec in named):
-        judges = {str(o.judge) for o, _, _ in outcomes if o.judge is not None}
+        judges = {o.judge for o in outcomes if o.judge is not None}
         raise SweepError(f"No run has the judge {judge} for this{nearest(judge, judges)}")
     return list(dict.fromkeys(named))
 
 
 def _with_judge(groups: Sequence[Group], spec: Spec, judge: str | None) -> Spec:
-    judges = {o.judge for g in groups for r in g.runs for o in chosen(g, r, spec)}
-    if judge in judges:
+    judges: dict[str, set[str | None]] = {}  # of each set
+    for group in groups:
+        for run in group.runs:
+            for outcome in chosen(group, run, spec):
+                judges.setdefault(outcome.set, set()).add(outcome.judge)
+    everybody = set().union(*judges.values())
+    if judge in everybody:
         return replace(spec, judge=judge)
-    if len(judges) > 1:
-        names = listed(sorted(str(name) for name in judges))
+    if any(len(some) > 1 for some in judges.values()):
+        names = listed(sorted(str(name) for name in everybody))
         raise SweepError(f"Several judged {spec.measure} ({names}): choose one with --judge.")
-    return replace(spec, judge=next(iter(judges), None))
+    return replace(spec, judge=everybody.pop() if len(everybody) == 1 else None)
 
 
 def marks_of(group: Group, run: RunRecord, spec: Spec) -> Marks:
@@ -238,23 +256,25 @@ def estimate(group: Group, spec: Spec) -> Estimate | None:
         any(marks[place] is not None for marks in scored.values()) for place in range(len(items))
     )
     sets = tuple(sorted({name for name, _ in items}))
-    return Estimate(rate.mean, rate.low, rate.high, tuple(scored), n, unscored, sets)
+    counted = [outcome for run in group.runs for outcome in chosen(group, run, spec)]
+    judges = tuple(sorted({one.judge for one in counted if one.judge is not None}))
+    return Estimate(rate.mean, rate.low, rate.high, tuple(scored), n, unscored, sets, judges)
 
 
 def contrast(first: Group, second: Group, spec: Spec) -> Contrast | None:
     """``first`` minus ``second`` over the seeds and prompts that both have verdicts for.
 
-    The one run of a model that was not trained is paired with every seed of the other. None where
-    there is no pair.
+    The one run of a model that was not trained is paired with every seed of the other. A tie of a
+    win rate decides nothing and is left out. None where there is no pair.
     """
-    rows = []
+    rows: list[dict[Item, int]] = []
     for ours, theirs in _paired_runs(first, second):
         own, other = marks_of(first, ours, spec), marks_of(second, theirs, spec)
         rows.append(
             {
-                item: mark - base
+                item: int(mark) - int(base)
                 for item, mark in own.items()
-                if mark is not None and (base := other.get(item)) is not None
+                if mark in (0, 1) and (base := other.get(item)) in (0, 1)
             }
         )
     rows = [row for row in rows if row]

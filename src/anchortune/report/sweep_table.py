@@ -27,6 +27,7 @@ NAMES = {
     "accuracy": "FA",
     "over_refusal": "over-refusal",
     "coherence": "coherence",
+    "win_rate": "win rate",
 }
 """What a column's head says; HS is the harmful score, FA the accuracy on the fine-tuning task."""
 _USUAL = ("harm", "accuracy")
@@ -138,7 +139,9 @@ def arrow(spec: Spec) -> str:
 
 def usual_measures(runs: Sequence[RunRecord]) -> list[str]:
     """Harm and accuracy, as far as a run measured them, else whatever was measured."""
-    there = {outcome.measure for run in runs for outcome in run.outcomes}
+    there: set[str] = {outcome.measure for run in runs for outcome in run.outcomes}
+    if "win_rate" in there:
+        there.add("accuracy")  # of a task that is about winning
     return [m for m in _USUAL if m in there] or sorted(there) or list(_USUAL)
 
 
