@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from anchortune.data.conversations import instruction_text
-from anchortune.data.prompts import COLUMNS
 from anchortune.data.named import stem
+from anchortune.data.prompts import COLUMNS
 from anchortune.errors import EvaluationError
 from anchortune.evaluation.config import PromptSetSection
 from anchortune.evaluation.items import Item

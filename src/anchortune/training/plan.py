@@ -37,6 +37,7 @@ from anchortune.training.chain import Chain, check_chain_fit, mix, plan_chain, p
 from anchortune.training.estimate import Estimate, estimate
 from anchortune.training.folder import RunFolder, State
 from anchortune.training.lora import add_lora, freeze_other_layers
+from anchortune.training.probe import Probe, plan_probe
 from anchortune.training.template import Template
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class Plan:
         notes: what the user should know.
         screened: what a judge found in the data; None where nobody looked.
         chain: the defences besides the penalty, and the model that training starts from.
+        probe: watches the model's safety; None where nobody does.
     """
 
     kind: str
@@ -87,6 +89,7 @@ class Plan:
     chain: Chain
     notes: list[str] = field(default_factory=list)
     screened: Screened | None = None
+    probe: Probe | None = None
 
     @property
     def steps(self) -> int:
@@ -114,6 +117,8 @@ class Plan:
             found["defence"] = self.chain.facts
         if self.screened is not None:
             found["screen"] = self.screened.summary()
+        if self.probe is not None:
+            found["probe"] = self.probe.source
         return found
 
     def lines(self) -> list[str]:
@@ -136,6 +141,7 @@ class Plan:
             f"{self.numbers.compute_name} on {self.numbers.device.type}",
             *self._penalty_lines(),
             *self.chain.lines(),
+            *([f"probe   {self.probe.line()}"] if self.probe is not None else []),
             *self.estimate.lines(),
             f"output  {self.folder.path} ({self.state.value})",
             *(f"note    {note}" for note in self.notes),
@@ -230,6 +236,9 @@ def plan_stage(
         folder.identity["defence_sha256"] = chain.hashes()
     if screened is not None:
         folder.identity["screened"] = screened.identity()
+    probe = plan_probe(config, template, data, max_length)
+    if probe is not None:
+        folder.identity["probe_sha256"] = [one["sha256"] for one in probe.source["sources"]]
     state = folder.state()
     total = sum(parameter.numel() for parameter in skeleton.parameters())
     notes: list[str] = []
@@ -255,7 +264,7 @@ def plan_stage(
     timings = {"plan_s": time.perf_counter() - started}
     return Plan(
         kind, config, numbers, template, data, eval_data, model, anchor, facts, (trained, total),
-        cost, folder, state, timings, chain, notes, screened,
+        cost, folder, state, timings, chain, notes, screened, probe,
     )  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from anchortune.sections import COMPLYING, REFUSING
 from anchortune.training.template import Template
 
 if TYPE_CHECKING:
+    from anchortune.config import AlignConfig, TrainConfig
     from anchortune.sections import ProbeSection
 
 DEFAULT_EVERY = 10
@@ -173,6 +174,38 @@ class Probe:
         return Reading(
             float(margins.mean()), float((margins > 0).double().mean()), margins.tolist()
         )
+
+
+def plan_probe(
+    config: TrainConfig | AlignConfig, template: Template, data: Any, max_length: int
+) -> Probe | None:
+    """The probe of a config, held against the rows that are trained on; None without one.
+
+    Args:
+        config: of the stage.
+        template: of the model.
+        data: what is trained on, tokenised.
+        max_length: tokens that the model is trained to read.
+
+    Raises:
+        DataError: its prompts cannot be read, are too long, or are trained on.
+    """
+    section = getattr(config, "probe", None)
+    if section is None:
+        return None
+    probe = Probe.from_section(section, template)
+    if probe.longest > max_length:
+        raise DataError(
+            f"the longest prompt of the probe is {probe.longest} tokens with what follows it, and "
+            f"at most {max_length} are read; take it out of probe.prompts."
+        )
+    trained = probe.trained_on([row.input_ids for row in data.rows])
+    if trained:
+        raise DataError(
+            f"{trained} of the {len(probe.prompts)} prompts of the probe are trained on, so it "
+            "would measure what was learnt by heart; give probe.prompts others."
+        )
+    return probe
 
 
 class _Layout(NamedTuple):

@@ -120,8 +120,7 @@ class BudgetLambda:
 
 
 class ProbeLambda:
-    """λ raised while the safety probe lies more than ``target`` below the aligned model's, or else
-    lowered.
+    """λ raised while the safety probe has fallen by more than ``target``, else lowered.
 
     After each look ``λ ← λ · exp(gain · clip((fall − target) / target, −1, 1))``, within
     [``lowest``, ``highest``], so that λ at most doubles or halves with the default gain; a fall

@@ -19,10 +19,12 @@ from anchortune.anchor.penalty import DEFAULT_LAM, DEFAULT_OPERATOR, Movement, P
 from anchortune.errors import TrainingError
 from anchortune.files import write_json
 from anchortune.maths.operators import Operator, Side
-from anchortune.training.schedule import Schedule, make_schedule
+from anchortune.training.probing import attach_probe
+from anchortune.training.schedule import Schedule, Steer, make_schedule
 
 if TYPE_CHECKING:
     from anchortune.anchor.anchor import Anchor
+    from anchortune.training.probe import Probe
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -43,6 +45,8 @@ class _State:
         scaled: bool,
         rank: int | None,
         off_budget: float | None,
+        steer: Steer | None,
+        probe_target: float | None,
     ) -> None:
         self.anchor = anchor
         self.options: dict[str, Any] = {
@@ -52,14 +56,15 @@ class _State:
             "rank": rank,
         }
         self.lam: float | Literal["auto"] = lam
-        self.off_budget = off_budget
+        self.steering = (off_budget, steer, probe_target)
         self.start(trainer.model)
 
     def start(self, model: Any) -> None:
         """Binds ``model`` as it is now, with λ at its start and nothing fired yet."""
         self.model = model
         self.penalty: Penalty = bind(self.anchor, model, **self.options)
-        self.schedule: Schedule = make_schedule(self.lam, self.off_budget, self.penalty)
+        budget, steer, target = self.steering
+        self.schedule: Schedule = make_schedule(self.lam, budget, self.penalty, steer, target)
         self.fired = 0
         self.lam_used = self.schedule.lam
 
@@ -95,11 +100,14 @@ class AsftMixin:
         *args: the parent's.
         anchor: the anchor of the model that is trained.
         operator: what the update is measured against.
-        lam: λ, or ``auto`` to hold the penalised share of the update's energy at ``off_budget``.
+        lam: λ, or ``auto`` to hold the penalised share of the update's energy at ``off_budget``,
+            or with a ``probe`` and no ``off_budget`` the probe's fall at ``probe_target``.
         side: ``off`` (AsFT) or ``along`` (AsFT-Alt, with a harmful anchor).
         scaled: penalise ``s·B·A``; False is the authors' ``B·A``.
         rank: singular triplets used at most; None for all that the anchor holds.
         off_budget: see ``lam``; a share in (0, 1).
+        probe: watches the model's safety while it trains; see ``attach_probe``.
+        probe_target: see ``lam``; nats above 0.
         **kwargs: the parent's.
 
     Raises:
@@ -119,10 +127,14 @@ class AsftMixin:
         scaled: bool = True,
         rank: int | None = None,
         off_budget: float | None = None,
+        probe: Probe | None = None,
+        probe_target: float | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        _install(self, anchor, operator, lam, side, scaled, rank, off_budget)
+        _install(self, anchor, operator, lam, side, scaled, rank, off_budget, probe, probe_target)
+        if probe is not None:
+            attach_probe(self, probe)
 
     def call_model_init(self, *args: Any, **kwargs: Any) -> Any:
         """The parent's new model, bound at once: before a checkpoint is loaded into it."""
@@ -249,9 +261,15 @@ def _install(
     scaled: bool,
     rank: int | None,
     off_budget: float | None,
+    probe: Probe | None,
+    probe_target: float | None,
 ) -> None:
     refuse_backends(trainer)
-    state = _State(trainer, anchor, operator, lam, side, scaled, rank, off_budget)
+    steered = lam == "auto" and probe is not None and off_budget is None
+    state = _State(
+        trainer, anchor, operator, lam, side, scaled, rank, off_budget,
+        "probe" if steered else None, probe_target,
+    )  # fmt: skip
     trainer._asft = state
     trainer.add_callback(_Guard(state))
     coverage = state.penalty.coverage
@@ -276,6 +294,8 @@ def attach(
     scaled: bool = True,
     rank: int | None = None,
     off_budget: float | None = None,
+    probe: Probe | None = None,
+    probe_target: float | None = None,
 ) -> T:
     """Adds the AsFT penalty to a trainer that exists already, and returns that trainer.
 
@@ -292,6 +312,8 @@ def attach(
         scaled: see ``AsftMixin``.
         rank: see ``AsftMixin``.
         off_budget: see ``AsftMixin``.
+        probe: see ``AsftMixin``.
+        probe_target: see ``AsftMixin``.
 
     Raises:
         AnchorError: the anchor does not fit the model.
@@ -305,9 +327,9 @@ def attach(
             f"{type(trainer).__name__} is not a transformers.Trainer: in a loop of your own use "
             "penalty = anchor.bind(model) and add lam * penalty() to the loss"
         )
-    _install(trainer, anchor, operator, lam, side, scaled, rank, off_budget)
+    _install(trainer, anchor, operator, lam, side, scaled, rank, off_budget, probe, probe_target)
     cls = type(trainer)
     trainer.__class__ = type(
         "Asft" + cls.__name__, (AsftMixin, cls), {"__module__": cls.__module__}
     )
-    return trainer
+    return trainer if probe is None else attach_probe(trainer, probe)

@@ -31,6 +31,13 @@ from anchortune.training.folder import State
 from anchortune.training.lora import add_lora, freeze_other_layers, lora_config
 from anchortune.training.order import attach_order
 from anchortune.training.plan import Plan
+from anchortune.training.probing import (
+    STOPPED_FILE,
+    ProbeMixin,
+    ProbeStop,
+    attach_probe,
+    probe_metrics,
+)
 from anchortune.training.task_loss import attach_task_loss
 from anchortune.training.terms import attach_terms
 
@@ -43,13 +50,17 @@ def run_stage(plan: Plan) -> Record:
     A complete run is not repeated: its record is returned.
 
     Raises:
-        AnchortuneError: the model cannot be loaded, or the loss stops being a number.
+        AnchortuneError: the model cannot be loaded, the loss stops being a number, or the safety
+            probe has stopped the run, now or when it was run before.
     """
     for line in plan.lines():
         logger.info("%s", line)
     if plan.state is State.COMPLETE:
         logger.info("%s is complete; nothing to do", plan.folder.path)
         return read_record(plan.folder.path)
+    stopped = plan.folder.path / STOPPED_FILE
+    if stopped.is_file():
+        raise ProbeStop(json.loads(stopped.read_text(encoding="utf-8")))
     checkpoint = plan.folder.last_checkpoint()
     if checkpoint is not None:
         plan.folder.check_checkpoint(checkpoint)
@@ -65,6 +76,8 @@ def run_stage(plan: Plan) -> Record:
     trainer = make_trainer(plan, model, journal)
     _attach_defences(plan, trainer)
     penalty = attach_penalty(plan, trainer)
+    if plan.probe is not None and not isinstance(trainer, ProbeMixin):
+        attach_probe(trainer, plan.probe)
 
     resumed = int(checkpoint.name.rsplit("-", 1)[-1]) if checkpoint is not None else 0
     plan.folder.trim_log(resumed)
@@ -78,6 +91,9 @@ def run_stage(plan: Plan) -> Record:
             trainer.train(
                 resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None
             )
+    except ProbeStop as stop:
+        write_json(plan.folder.path / STOPPED_FILE, stop.facts)
+        raise
     finally:
         journal.close()
     timings["train_s"] = time.perf_counter() - started
@@ -236,7 +252,9 @@ def attach_penalty(plan: Plan, trainer: Any) -> dict[str, Any] | None:
     from anchortune.training.seam import attach
 
     resolved = settings(section)
-    attach(trainer, plan.anchor, **resolved)
+    attach(
+        trainer, plan.anchor, **resolved, probe=plan.probe if "probe_target" in resolved else None
+    )
     return resolved
 
 
@@ -260,6 +278,7 @@ def _metrics(plan: Plan, trainer: Any) -> dict[str, Any]:
         "epochs": trainer.state.epoch,
         "loss_last_tenth": sum(tail) / len(tail) if tail else None,
         "last": last,
+        **({"probe": watched} if (watched := probe_metrics(trained)) else {}),
     }
 
 
