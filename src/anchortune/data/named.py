@@ -57,3 +57,8 @@ def name_for_records(path: str) -> str:
     """What records call a source: its name, Hub id or relative path, but never an absolute one."""
     local = Path(path)
     return local.name if local.is_absolute() or path.startswith("~") else path
+
+
+def stem(path: str) -> str:
+    """A source's own name, without folders and suffix: what a set is called that has no other."""
+    return Path(path.removeprefix(PREFIX)).stem

@@ -31,7 +31,7 @@ def normalised(text: str) -> str:
 
     A text without any letter or digit keeps its characters.
     """
-    folded = unicodedata.normalize("NFKC", text).casefold()
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     return _NO_WORD.sub(" ", folded).strip() or "".join(folded.split())
 
 

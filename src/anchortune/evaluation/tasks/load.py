@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 from anchortune.data.conversations import instruction_text
+from anchortune.data.named import stem
 from anchortune.data.rows import RawRows
 from anchortune.errors import EvaluationError
 from anchortune.evaluation.config import TaskSection
@@ -55,7 +55,7 @@ def load_task(
             section.split or spec.source.split,
             section.revision or spec.source.revision,
         )
-    where = section.label or section.name or Path(source.path).stem
+    where = section.label or section.name or stem(source.path)
     raw = source.rows(spec.split)
     asked = _Rows(section, spec, raw, where)
     found = collect(raw, f"{where} ({source.path})", asked.item)
