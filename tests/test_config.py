@@ -45,6 +45,23 @@ def load(tmp_path: Path):
         (BASE, ["penalty.lam=1"], "the key 'penalty.anchor' is missing; give a text"),
         (BASE, ["penalty={anchor: a, lam: -1}"], "penalty.lam: expected a number at least 0"),
         (BASE, ["penalty={anchor: a, off_budget: 0.1}"], "penalty: off_budget is only read with"),
+        (BASE, ["defence=lisaa"], "defence.0: there is no 'lisaa'; did you mean 'lisa'?"),
+        (BASE, ["defence=zz"], "defence.0: there is no 'zz'; known here: asft, asft-alt, lisa,"),
+        (BASE, ["defence=[lisa, safe-lora]", "defence.1.treshold=0.1"],
+         "unknown key 'defence.1.treshold'; did you mean 'threshold'?"),
+        (BASE, ["defence=lisa", "defence.rho=-1"], "defence.0.rho: expected a number at least 0.0"),
+        (BASE, ["defence=[{rho: 1}]"], "the key 'defence.0.name' is missing; give the name of a"),
+        (BASE, ["defence=[lisa, {name: lisa, rho: 2}]"], "defence: lisa is given twice"),
+        (BASE, ["defence=3"], "defence.0: expected a mapping of keys, found the number 3"),
+        (BASE, ["defence={name: safe-lora, threshold: 0.1, modules: 3}"],
+         "defence.0: give threshold or modules, not both"),
+        (BASE, ["defence=asft"], "defence: asft needs anchor"),
+        (BASE, ["defence=asft-alt", "anchor=a"], "defence: asft-alt needs harmful_anchor"),
+        (BASE, ["defence=asft", "anchor=3"], "anchor: expected the place of an anchor"),
+        (BASE, ["defence=asft", "anchor=a", "penalty={anchor: b}"], "one penalty at a time"),
+        (BASE, ["defence=[asft, asft-alt]", "anchor=a"], "one penalty at a time"),
+        (BASE, ["defence={name: asft-alt, side: off}", "harmful_anchor=a"],
+         "asft-alt has no key 'side'"),
         (BASE, ["data.format=xx"], "data.0.format: expected auto, instruction,"),
         (BASE, ["lora.dropout=1.5"], "lora.dropout: expected a number below 1.0, found 1.5"),
         (BASE, ["machine.micro_batch_size=3"], "machine.micro_batch_size (3) does not divide"),
@@ -102,6 +119,32 @@ def test_precedence_default_preset_file_set(load) -> None:
     )  # fmt: skip
     assert (config.lora.rank, config.lora.alpha, config.lora.dropout) == (8, 32, 0.05)
     assert (config.training.schedule, config.training.step_decay) == ("step", 0.85)
+
+
+def test_asft_in_the_chain_is_the_penalty_and_the_preset_goes_under_it(load) -> None:
+    alone = load(BASE + "penalty: {anchor: a, lam: 0.5}\n")
+    chained = load(BASE + "defence: {name: asft, lam: 0.5}\nanchor: a\n")
+    assert chained == alone
+    assert chained.science() == alone.science()
+    both = load(BASE + "defence: [asft, csulora]\nanchor: a\n")
+    assert (both.penalty.anchor, both.anchor.path) == ("a", "a")
+    assert [section.name for section in both.defence] == ["csulora"]
+    assert load(dump_yaml(both)) == both
+    harmful = load(BASE + "defence: asft-alt\nharmful_anchor: {path: h, revision: r}\n")
+    assert (harmful.penalty.side, harmful.penalty.anchor) == ("along", "h")
+    assert harmful.penalty.revision == "r"
+
+    paper = load(BASE + "preset: paper\ndefence: {name: asft, lam: 2.0}\nanchor: a\n").penalty
+    assert (paper.operator, paper.scaled, paper.lam, paper.anchor) == ("gram", False, 2.0, "a")
+    for chain in ("lisa", "[]", "[safe-lora]"):  # another defence, and none
+        assert load(BASE + f"preset: paper\ndefence: {chain}\n").penalty is None
+
+
+def test_set_reaches_the_keys_of_a_defence_however_it_is_written(load) -> None:
+    assert load(BASE + "defence: lisa\n", "defence.rho=0.1").defence[0].rho == 0.1
+    assert load(BASE + "defence: [ptst, lisa]\n", "defence.1.rho=0.1").defence[1].rho == 0.1
+    assert load(BASE, "defence=lisa", "defence.rho=0.1").defence[0].rho == 0.1
+    assert load(BASE + "defence: null\n").defence == []
 
 
 def test_later_set_wins_and_lists_are_indexed(load) -> None:
