@@ -1,8 +1,8 @@
 """A job's folder: its steps' states, and what lies where. No torch here: ``status`` reads it too.
 
 <output>/  job.json  config.yaml  status.json  lock.json  steps/  screen.json  anchor.safetensors
-           train/<arm>/  eval/  gate.json  report.html  adapter/ or rejected/  superseded/
-           record.json
+           harmful.safetensors  train/<arm>/  eval/  gate.json  report.html
+           adapter/ or rejected/  superseded/  record.json
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ class StepStatus:
     """A step in ``status.json``.
 
     Attributes:
-        name: ``screen``, ``anchor``, ``train-asft``, ``evaluate``, ``gate``, ``report``,
-            ``release``.
+        name: ``screen``, ``anchor``, ``harmful-anchor``, ``train-asft``, ``evaluate``, ``gate``,
+            ``report``, ``release``.
         state: how far it is.
         started: when, UTC, ISO 8601.
         seconds: it took; None before its end.
@@ -117,6 +117,7 @@ class JobFolder:
         self.path = Path(path).expanduser()
         self.steps = self.path / "steps"
         self.anchor = self.path / "anchor.safetensors"
+        self.harmful = self.path / "harmful.safetensors"
         self.eval = self.path / "eval"
         self.gate = self.path / "gate.json"
         self.report = self.path / "report.html"

@@ -44,8 +44,17 @@ def candidate(config: JobConfig, arm: Arm, run: Path) -> CandidateSection:
         run: its run folder.
     """
     start = reference(config)
+    if arm.how.starts_from_base and config.aligned_from is not None:
+        base = config.aligned_from
+        start = start.model_copy(
+            update={"path": base.path, "revision": base.revision, "adapter": []}
+        )
     many = config.seeds is not None
-    named = {"arm": arm.method if many else None, "run": str(run)}
+    named = {
+        "arm": arm.method if many else None,
+        "run": str(run),
+        "system": read_record(run).outputs.get("system_prompt"),
+    }
     if config.lora is None:
         return start.model_copy(
             update={"path": str(run / "model"), "revision": None, "adapter": [], **named}
@@ -210,7 +219,7 @@ class ReportStep:
 def title(job: Job) -> str:
     """The job in a few words: its folder's name, how it trained, and what."""
     name = job.folder.path.resolve().name
-    return f"{name}: {job.config.method} on {Path(job.config.model.path).name}"
+    return f"{name}: {job.config.method.name} on {Path(job.config.model.path).name}"
 
 
 def gate_of(job: Job) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""The steps that make something: the anchor, and one training for each arm."""
+"""The steps that make something: the anchors, and one training for each arm."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from anchortune.jobs.step import Job, Ready
 from anchortune.record import RECORD_FILE, Record, read_record
 
 if TYPE_CHECKING:
+    from anchortune.jobs.harmful_anchor import HarmfulPlan
     from anchortune.training.plan import Plan
 
 logger = logging.getLogger(__name__)
@@ -122,6 +123,65 @@ class AnchorStep:
         return {"path": path.name, "sha256": anchor.sha256, "modules": len(anchor)}
 
 
+class HarmfulStep:
+    """Makes the harmful anchor: harmful data's pull on the aligned model."""
+
+    name = "harmful-anchor"
+    label = "harmful anchor: where harmful pairs pull the aligned model"
+
+    def plan(self, job: Job, *, timed: bool = False) -> HarmfulPlan:
+        """What is to be made, checked.
+
+        Raises:
+            AnchortuneError: model or data cannot be used.
+        """
+        from anchortune.jobs.harmful_anchor import plan_harmful
+
+        config = job.config
+        settings = config.harmful_settings
+        if settings is None:
+            raise JobError("no data to make a harmful anchor from; give harmful_anchor.")
+        return plan_harmful(
+            config.model, settings, job.folder.harmful, machine=config.machine, timed=timed
+        )
+
+    def prepare(self, job: Job) -> Ready:
+        """As in ``Step``."""
+        from anchortune.data.rows import read_rows
+        from anchortune.jobs.harmful_anchor import make_harmful
+
+        config, path = job.config, job.folder.harmful
+        settings = config.harmful_settings
+        if settings is None:
+            raise JobError("no data to make a harmful anchor from; give harmful_anchor.")
+        digest = digest_of(
+            {
+                "model": weights_of(config.model),
+                "settings": settings.model_dump(mode="json"),
+                "data": read_rows(settings.data).sha256,
+            }
+        )
+        state = job.folder.done(self.name)
+        if state is not None and state.digest == digest and path.is_file():
+            if sha256_file(path) != state.outputs["sha256"]:
+                raise JobError(f"{path} was changed since it was made; delete it.")
+            outputs = state.outputs
+            return Ready(digest, outputs, lambda: outputs)
+        plan = self.plan(job)
+
+        def work() -> dict[str, Any]:
+            job.folder.set_aside(path)
+            anchor = make_harmful(plan)
+            logger.info("%s: %d modules, %d pairs", path, len(anchor), plan.pairs)
+            return {"path": path.name, "sha256": anchor.sha256, "modules": len(anchor)}
+
+        training = plan.training
+        if training is None:
+            return Ready(digest, None, work)
+        folder = training.folder.path.relative_to(job.folder.path).as_posix()
+        return Ready(digest, None, work, folder=folder, total=training.steps)
+
+
 class TrainStep:
     """Trains one arm.
 
@@ -140,7 +200,7 @@ class TrainStep:
         from anchortune.training.plan import plan_stage
 
         path = job.folder.train(self.arm.name)
-        config = job.config.training_of(self.arm, job.anchor, str(path))
+        config = job.training_of(self.arm, path)
         try:
             plan = plan_stage(config, screened=job.omitting)
         except OtherRun as error:

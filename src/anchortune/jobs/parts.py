@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from anchortune.config import PenaltySection
+import torch
+
+from anchortune.anchor.anchor import Anchor
+from anchortune.config import PenaltySection, TrainConfig
+from anchortune.config_defences import AnchorRef, AsftAltSection
 from anchortune.evaluation.progress import duration
-from anchortune.jobs.config import METHODS, REFERENCE, Arm
+from anchortune.jobs.config import REFERENCE, Arm
 from anchortune.jobs.judging import evaluation, reference
-from anchortune.jobs.making import AnchorStep, anchor_parents
+from anchortune.jobs.making import AnchorStep, HarmfulStep, anchor_parents
 from anchortune.jobs.step import Job, Part
+from anchortune.maths.factors import Factors
 
 if TYPE_CHECKING:
-    from anchortune.anchor.anchor import Anchor
     from anchortune.checkpoints.pairs import Pairing
     from anchortune.evaluation.plan import EvalPlan
     from anchortune.training.plan import Plan
@@ -53,29 +59,55 @@ def plan_anchor(job: Job, timed: bool) -> tuple[Part, Anchor | None]:
     return part, None if built else anchor
 
 
+def plan_harmful_anchor(job: Job, timed: bool) -> tuple[Part, Anchor | None]:
+    """As ``plan_anchor``, for the harmful anchor."""
+    made = HarmfulStep().prepare(job).outputs is not None
+    plan = HarmfulStep().plan(job, timed=timed and not made)
+    shapes = {name: plan.start.tensors[f"{name}.weight"].shape for name in plan.modules}
+    disk = sum(4 * min(plan.rank, *shape) * (sum(shape) + 1) for shape in shapes.values())
+    cost = plan.training.estimate if plan.training is not None else None
+    part = Part(
+        HarmfulStep.name,
+        "complete" if made else "new",
+        plan.lines(),
+        {"modules": len(shapes), "pairs": plan.pairs, "method": plan.settings.method},
+        None if cost is None else cost.seconds,
+        # A gradient pass holds a sum for every module in float32, beside the model.
+        4 * sum(a * b for a, b in shapes.values()) if cost is None else cost.memory_bytes,
+        disk + (0 if cost is None else cost.disk_bytes),
+    )
+    if made:
+        return part, None
+    return part, Anchor(
+        {name: _unit((shape[0], shape[1]), plan.rank) for name, shape in shapes.items()}
+    )
+
+
 def _stand_in(job: Job, pairing: Pairing) -> Anchor:
     """An anchor of the right modules, shapes and ranks that holds unit vectors."""
-    import torch
-
-    from anchortune.anchor.anchor import Anchor
     from anchortune.anchor.build import DEFAULT_RANK
     from anchortune.checkpoints.adapter import AdapterCheckpoint
-    from anchortune.maths.factors import Factors
 
     section = job.config.anchor
     asked = section.rank if section is not None else None
     limit = asked if isinstance(asked, int) else DEFAULT_RANK
     modules = {}
     for pair in pairing.modules:
-        rows, columns = pair.shape
-        rank = min(limit, rows, columns)
+        rank = limit
         if isinstance(pairing.aligned, AdapterCheckpoint):
             held = pairing.aligned.tensors[pairing.aligned.modules()[pair.aligned][0]].shape[0]
             rank = min(rank, held)
-        modules[pair.name] = Factors(
-            torch.eye(rows, rank), torch.ones(rank), torch.eye(columns, rank), float(rank) ** 0.5
-        )
+        modules[pair.name] = _unit(pair.shape, rank)
     return Anchor(modules)
+
+
+def _unit(shape: tuple[int, int], rank: int) -> Factors:
+    """Unit vectors in place of singular ones."""
+    rows, columns = shape
+    rank = min(rank, rows, columns)
+    return Factors(
+        torch.eye(rows, rank), torch.ones(rank), torch.eye(columns, rank), float(rank) ** 0.5
+    )
 
 
 def _time_anchor(job: Job, pairing: Pairing) -> float:
@@ -93,30 +125,64 @@ def _time_anchor(job: Job, pairing: Pairing) -> float:
     return (time.perf_counter() - started) * sum(sizes) / max(sizes)
 
 
-def plan_arm(job: Job, arm: Arm, stand_in: Anchor | None, timed: bool) -> Plan:
-    """The arm's training, checked; against ``stand_in`` where the anchor is not built yet.
+@dataclass
+class StandIns:
+    """What stands in for anchors that are not made yet, so that all else can be checked.
+
+    Attributes:
+        aligned: for the anchor; None where it is there, or not needed.
+        harmful: for the harmful anchor; likewise.
+    """
+
+    aligned: Anchor | None = None
+    harmful: Anchor | None = None
+
+
+def plan_arm(job: Job, arm: Arm, waiting: StandIns, timed: bool) -> Plan:
+    """The arm's training, checked; against a stand-in where an anchor is not made yet.
 
     Raises:
         AnchortuneError: model, data or anchor cannot be used, or do not fit each other.
     """
+    path = job.folder.train(arm.name)
+    config = job.training_of(arm, path)
+    needs, others = arm.how.needs(), arm.how.needs(penalty=False)
+    absent = {
+        key: anchor
+        for key, anchor in (("anchor", waiting.aligned), ("harmful_anchor", waiting.harmful))
+        if anchor is not None and key in needs
+    }
+    if not absent:
+        return _plan(job, arm, config, timed)
+    penalty = config.penalty
+    along = isinstance(arm.how.penalty, AsftAltSection)
+    own = absent.get("harmful_anchor" if along else "anchor") if penalty is not None else None
+    with tempfile.TemporaryDirectory() as place:
+        given: dict[str, object] = {} if own is None else {"penalty": None}
+        for key in others & absent.keys():
+            file = Path(place) / f"{key}.safetensors"
+            absent[key].save(file)
+            given[key] = AnchorRef(path=str(file))
+        plan = _plan(job, arm, config.model_copy(update=given), timed)
+    # Of a stand-in nothing but its modules and their shapes is true.
+    plan.notes = [note for note in plan.notes if "could not be compared" not in note]
+    plan.chain.edit = {}
+    if own is not None and penalty is not None:
+        plan.notes += _check_fit(job, own, penalty)
+    plan.config = config
+    return plan
+
+
+def _plan(job: Job, arm: Arm, config: TrainConfig, timed: bool) -> Plan:
     from anchortune.training.folder import OtherRun
     from anchortune.training.plan import plan_stage
 
-    path = job.folder.train(arm.name)
-    config = job.config.training_of(arm, job.anchor, str(path))
-    waiting = METHODS[arm.method].anchored and stand_in is not None
-    penalty = config.penalty
-    if waiting:
-        config = config.model_copy(update={"penalty": None})
     try:
-        plan = plan_stage(config, timed=timed, screened=job.omitting)
+        return plan_stage(config, timed=timed, screened=job.omitting)
     except OtherRun:  # the run moves it aside, and trains anew
-        anew = config.model_copy(update={"output": str(path.with_name(f"{arm.name}.new"))})
-        plan = plan_stage(anew, timed=timed, screened=job.omitting)
-    if waiting and penalty is not None and stand_in is not None:
-        plan.notes += _check_fit(job, stand_in, penalty)
-        plan.config = plan.config.model_copy(update={"penalty": penalty})
-    return plan
+        path = job.folder.train(f"{arm.name}.new")
+        anew = config.model_copy(update={"output": str(path)})
+        return plan_stage(anew, timed=timed, screened=job.omitting)
 
 
 def _check_fit(job: Job, anchor: Anchor, penalty: PenaltySection) -> list[str]:

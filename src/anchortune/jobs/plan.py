@@ -11,7 +11,15 @@ from anchortune.evaluation.progress import duration
 from anchortune.jobs.config import JobConfig
 from anchortune.jobs.folder import JobFolder
 from anchortune.jobs.lock import holder_of, is_alive
-from anchortune.jobs.parts import part_of, plan_anchor, plan_arm, plan_evaluation, plan_release
+from anchortune.jobs.parts import (
+    StandIns,
+    part_of,
+    plan_anchor,
+    plan_arm,
+    plan_evaluation,
+    plan_harmful_anchor,
+    plan_release,
+)
 from anchortune.jobs.step import Job, Part
 from anchortune.report.gate import Limits
 
@@ -123,19 +131,23 @@ def plan_steps(job: Job, *, timed: bool = False) -> JobPlan:
         from anchortune.jobs.screening import ScreenStep
 
         parts.append(ScreenStep().plan(job))
-    stand_in = None
+    waiting = StandIns()
     if config.anchored and config.anchor_path is None:
-        part, stand_in = plan_anchor(job, timed)
+        part, waiting.aligned = plan_anchor(job, timed)
+        parts.append(part)
+    if config.harmful_settings is not None:
+        part, waiting.harmful = plan_harmful_anchor(job, timed)
         parts.append(part)
     kinds = {arm.method: arm for arm in reversed(config.arms)}
     plans: dict[str, Plan] = {}
     for method, arm in kinds.items():  # one is timed, for the penalty's share is small
-        plans[method] = plan_arm(job, arm, stand_in, timed and not plans)
-    seconds = next(iter(plans.values())).estimate.seconds
-    parts += [part_of(job, arm, plans[arm.method], seconds) for arm in config.arms]
+        plans[method] = plan_arm(job, arm, waiting, timed and not plans)
+    timed_plan = next(iter(plans.values()))
+    seconds = {name: _seconds(plan, timed_plan) for name, plan in plans.items()}
+    parts += [part_of(job, arm, plans[arm.method], seconds[arm.method]) for arm in config.arms]
     trained = not any(part.open for part in parts)
     parts.append(plan_evaluation(job, trained, timed))
-    parts.append(plan_release(job, plans[config.method], parts[-1].state))
+    parts.append(plan_release(job, plans[config.method.name], parts[-1].state))
     plan = JobPlan(config, parts, _free(folder))
     if plan.disk_bytes > plan.free_bytes:
         raise JobError(
@@ -143,6 +155,12 @@ def plan_steps(job: Job, *, timed: bool = False) -> JobPlan:
             f"{plan.free_bytes / 2**30:.1f} GiB are free there; name a folder on another disk."
         )
     return plan
+
+
+def _seconds(plan: Plan, timed: Plan) -> float | None:
+    """What a training takes by the one that was timed: as many steps, or more."""
+    seconds = timed.estimate.seconds
+    return None if seconds is None else seconds * plan.steps / timed.steps
 
 
 def check_limits(config: JobConfig) -> None:

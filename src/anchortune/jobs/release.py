@@ -15,6 +15,7 @@ from anchortune.files import atomic_directory, sha256_file, write_json
 from anchortune.jobs.folder import RELEASED, digest_of
 from anchortune.jobs.judging import gate_of
 from anchortune.jobs.step import Job, Ready
+from anchortune.record import read_record
 
 RELEASE_FILE = "release.json"
 UNGATED = "The job sets no limits, so no gate held the result against any."
@@ -62,6 +63,9 @@ class ReleaseStep:
             "sentence": gate["sentence"] if gate is not None else UNGATED,
             "gate": gate,
         }
+        prompt = read_record(source).outputs.get("system_prompt")
+        if prompt is not None:  # without it, this is not the model that was measured
+            note["system_prompt"] = prompt
         place = _place(job, gate)
         # The main folder last: who finds it finds everything.
         for folder in sorted(made, key=lambda name: RELEASED.index(name), reverse=True):

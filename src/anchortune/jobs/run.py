@@ -1,4 +1,4 @@
-"""``anchortune run``: screen → anchor → train → evaluate → gate → report → release.
+"""``anchortune run``: screen → anchors → train → evaluate → gate → report → release.
 
 Every step looks at its inputs by their hashes: what is done already is skipped, what was cut short
 goes on, and what changed is done again with all that depends on it.
@@ -17,11 +17,11 @@ from anchortune.config_io import dump_yaml
 from anchortune.errors import AnchortuneError
 from anchortune.evaluation.ask import free_memory
 from anchortune.files import sha256_file, write_text
-from anchortune.jobs.config import METHODS, JobConfig
+from anchortune.jobs.config import JobConfig
 from anchortune.jobs.folder import JobFolder, JobStatus, StepState, StepStatus
 from anchortune.jobs.judging import EvaluateStep, GateStep, ReportStep, gate_of
 from anchortune.jobs.lock import locked
-from anchortune.jobs.making import AnchorStep, TrainStep
+from anchortune.jobs.making import AnchorStep, HarmfulStep, TrainStep
 from anchortune.jobs.plan import plan_job
 from anchortune.jobs.release import UNGATED, ReleaseStep
 from anchortune.jobs.screening import ScreenStep
@@ -93,6 +93,8 @@ def steps_of(config: JobConfig) -> list[Step]:
         steps.append(ScreenStep())
     if config.anchored and config.anchor_path is None:
         steps.append(AnchorStep())
+    if config.harmful_settings is not None:
+        steps.append(HarmfulStep())
     steps += [TrainStep(arm) for arm in config.arms]
     steps.append(EvaluateStep())
     if config.limits is not None:
@@ -240,8 +242,11 @@ def _inputs(job: Job) -> dict[str, Any]:
     """What the first main arm was made from, as its own record has it, and what others were."""
     arm = job.config.main[0]
     inputs = dict(read_record(job.folder.train(arm.name)).inputs)
-    if METHODS[arm.method].anchored and job.config.anchor_path is None:
+    needs, config = arm.how.needs(), job.config
+    if "anchor" in needs and config.anchor_path is None:
         inputs["anchor_built"] = {"sha256": sha256_file(job.folder.anchor)}
+    if "harmful_anchor" in needs and config.harmful_path is None:
+        inputs["harmful_anchor_made"] = {"sha256": sha256_file(job.folder.harmful)}
     return inputs
 
 

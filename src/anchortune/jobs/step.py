@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
+from anchortune.config import TrainConfig
 from anchortune.data.screened import Screened
-from anchortune.jobs.config import JobConfig
+from anchortune.jobs.config import Arm, JobConfig
 from anchortune.jobs.folder import JobFolder, StepState
 
 
@@ -54,6 +56,15 @@ class Job:
     def anchor(self) -> str:
         """The place of the anchor; nothing need be there where no method needs one."""
         return self.config.anchor_path or str(self.folder.anchor)
+
+    @property
+    def harmful(self) -> str:
+        """The place of the harmful anchor; likewise."""
+        return self.config.harmful_path or str(self.folder.harmful)
+
+    def training_of(self, arm: Arm, output: Path) -> TrainConfig:
+        """The config of one training, which is to lie in ``output``."""
+        return self.config.training_of(arm, self.anchor, str(output), self.harmful)
 
 
 @dataclass
