@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import re
 from pathlib import Path
@@ -11,14 +12,21 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from safetensors.torch import load_file
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from anchortune.config import TrainConfig
 from anchortune.config_defences import label_of
+from anchortune.config_io import validate
+from anchortune.data.conversations import Conversation
 from anchortune.defences import Anchors, Lisa
 from anchortune.defences.base import Curriculum
 from anchortune.defences.lisa import Blocks, Proximal
 from anchortune.errors import DataError, TrainingError
-from tests.defences.rows import given, refusals, schedule
+from anchortune.training.plan import plan_stage
+from anchortune.training.stage import run_stage
+from tests.defences.rows import given, refusals, schedule, users
 from tests.tiny import tiny_llama
 
 LR, RHO = 0.05, 0.7
@@ -138,8 +146,8 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def adapted(folder: Path) -> Any:
-    torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    torch.manual_seed(0)  # right before the adapter is made, as add_lora does
     return get_peft_model(model, LoraConfig(r=2, lora_alpha=8, target_modules=["q_proj", "v_proj"]))
 
 
@@ -158,7 +166,9 @@ def trained(model: Any) -> dict[str, torch.nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def by_hand(model: Any, order: list[list[int]], users: int, warmup: int) -> None:
+def by_hand(
+    model: Any, order: list[list[int]], users: int, warmup: int, loss_of: Any = None
+) -> None:
     """The paper's loop: two states, a switch whenever the data changes, autograd throughout."""
     parameters = trained(model)
     optimizer = torch.optim.AdamW(parameters.values(), lr=LR, weight_decay=0.0)
@@ -167,7 +177,7 @@ def by_hand(model: Any, order: list[list[int]], users: int, warmup: int) -> None
         now = "user" if max(batch) < users else "alignment"
         if now != state:
             state, last = now, {name: p.detach().clone() for name, p in parameters.items()}
-        loss = batch_loss(model, batch)
+        loss = (loss_of or batch_loss)(model, batch)
         if step >= warmup:
             drift = sum((p - last[name]).pow(2).sum() for name, p in parameters.items())
             loss = loss + RHO / 2 * drift
@@ -270,3 +280,80 @@ def test_a_checkpoint_of_other_parameters_is_refused() -> None:
     saved = Proximal(torch.nn.Linear(3, 2), 1.0, Blocks(8, 2, 2), 0).state_dict()
     with pytest.raises(TrainingError, match="trained on other parameters"):
         Proximal(torch.nn.Linear(4, 2), 1.0, Blocks(8, 2, 2), 0).load_state_dict(saved)
+
+
+# ------------------------------------------------------------------ the whole of it
+
+
+def written(path: Path, rows: list[Conversation]) -> dict[str, str]:
+    path.write_text("\n".join(json.dumps({"messages": row.messages}) for row in rows))
+    return {"path": str(path)}
+
+
+def test_a_run_of_anchortune_train_is_the_loop_written_by_hand(
+    tmp_path: Path, llama_aligned: Path
+) -> None:
+    """Rows, batches of uneven size, phases, the term, clipping and the optimizer, end to end."""
+    tree = {
+        "model": {"path": str(llama_aligned)},
+        "data": written(tmp_path / "users.jsonl", users(7)),
+        "refusals": written(tmp_path / "refusals.jsonl", refusals(4)),
+        "defence": {
+            "name": "lisa",
+            "rho": RHO,
+            "alignment_steps": 2,
+            "finetune_steps": 3,
+            "warmup_frac": 0.2,
+        },
+        "training": {
+            "epochs": 2,
+            "batch_size": 4,
+            "learning_rate": LR,
+            "schedule": "constant",
+            "max_grad_norm": 1.0,
+        },
+        "lora": {"rank": 2, "alpha": 8, "dropout": 0.0, "target_modules": ["q_proj", "v_proj"]},
+        "machine": {"device": "cpu", "dtype": "float32"},
+        "output": str(tmp_path / "run"),
+    }
+    plan = plan_stage(validate(tree, TrainConfig, "test"))
+    assert plan.steps == 4 + 2 * 2, "two epochs of 7 rows by 4, and two blocks on refusals"
+    run_stage(plan)
+    saved = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+
+    tokenizer = AutoTokenizer.from_pretrained(llama_aligned)
+    texts = [
+        "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in row.messages)
+        for row in [*users(7), *refusals(4)]
+    ]
+    # The pools as read from the files, and the order as Lisa makes it of them alone.
+    lisa = Lisa(rho=RHO, alignment_steps=2, finetune_steps=3)
+    made = lisa.curriculum(Curriculum(users(7)), refusals(4), schedule(4, 4), None)
+    assert made.order is not None
+    places = [
+        texts.index(
+            next(text for text in texts if row.messages[0]["content"] + "<|im_end|>" in text)
+        )
+        for row in made.rows
+    ]
+
+    def loss(model: Any, batch: list[int]) -> torch.Tensor:
+        """The mean over the answers' tokens, each row alone: no padding, no mask."""
+        total, count = torch.zeros(()), 0
+        for index in batch:
+            text = texts[places[index]]
+            head = text.index("<|im_start|>assistant\n") + len("<|im_start|>assistant\n")
+            ids = tokenizer(text.rstrip("\n"), add_special_tokens=False)["input_ids"]
+            start = len(tokenizer(text[:head], add_special_tokens=False)["input_ids"])
+            logits = model(input_ids=torch.tensor([ids])).logits[0]
+            wanted = torch.tensor(ids[start:])
+            total = total + cross_entropy(logits[start - 1 : -1], wanted, reduction="sum")
+            count += len(wanted)
+        return total / count
+
+    theirs = adapted(llama_aligned)
+    by_hand(theirs, made.order, users=7, warmup=round(0.2 * 8), loss_of=loss)
+    for name, parameter in trained(theirs).items():
+        mine = saved[name.replace(".default", "")]
+        assert float((mine - parameter).detach().abs().max()) < 2e-5, name
+        assert float(mine.abs().max()) > 1e-2
