@@ -20,10 +20,26 @@ def _digest(stream: BinaryIO) -> str:
     return digest.hexdigest()
 
 
+#: Hashes of large files in this process, by place and by what changes when a file is written.
+_HASHED: dict[tuple[str, int, int, int, int], str] = {}
+_LARGE_BYTES = 16 * 2**20
+
+
 def sha256_file(path: str | Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
-    with Path(path).open("rb") as stream:
-        return _digest(stream)
+    """The SHA-256 of a file's bytes, in hexadecimal; of a large one that is unchanged, taken once.
+
+    A change is seen by the file's inode, size and times of change, as the kernel counts them.
+    """
+    file = Path(path)
+    with file.open("rb") as stream:
+        stat = os.fstat(stream.fileno())
+        if stat.st_size < _LARGE_BYTES:
+            return _digest(stream)
+        place = str(file.resolve())
+        key = (place, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        if key not in _HASHED:
+            _HASHED[key] = _digest(stream)
+        return _HASHED[key]
 
 
 def sha256_text(text: str) -> str:

@@ -13,13 +13,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from anchortune.config import DataSection, Section, TrainConfig, one_or_many, shorthand
+from anchortune.config import DataSection, Section, TrainConfig, shorthand
 from anchortune.config_defences import label_of
 from anchortune.config_io import validate
 from anchortune.config_mix import MixSection
 from anchortune.errors import ConfigError
 from anchortune.evaluation.config import AskSection
 from anchortune.jobs.config import AnchorSection
+from anchortune.sections import one_or_many
 
 Reference = Literal["aligned", "base"]
 #: The axis (or, without one, the chain's own name) under which records keep the defence.
@@ -142,11 +143,11 @@ class SweepConfig(Section):
     defaults: dict[str, Any] = Field(
         description="A run: keys of `anchortune train`, `mix` or `data`, and `evaluate`."
     )
-    axes: dict[str, dict[str, Any]] = Field(
+    axes: dict[str, dict[str, Any] | None] = Field(
         default_factory=dict,
         description="By name: labels with what each changes; or `key` (one or several, `a.b.c`) "
         "with `values`. `only: {axis: labels}` keeps an axis to some cells; with it, labels go "
-        "under `labels`.",
+        "under `labels`. `null` takes out an axis, or a label, of the file that is extended.",
     )
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1)] = Field(
         [0], description="Every cell is run once with each."
@@ -168,7 +169,7 @@ class SweepConfig(Section):
     def _consistent(self) -> SweepConfig:
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds: one is given twice; give each once")
-        known = set(self.axes)
+        known = {name for name, axis in self.axes.items() if axis is not None}
         for key in ("skip", "also"):
             for entry in getattr(self, key):
                 unknown = sorted(set(entry) - known)
@@ -185,7 +186,8 @@ class SweepConfig(Section):
         """
         found: list[Axis] = []
         for name, raw in self.axes.items():
-            found.append(_axis(name, raw, [axis.name for axis in found]))
+            if raw is not None:
+                found.append(_axis(name, raw, [axis.name for axis in found]))
         return found
 
     def cells(self) -> list[Cell]:
@@ -246,6 +248,8 @@ def _axis(name: str, raw: dict[str, Any], before: list[str]) -> Axis:
         overrides = options.pop("labels") if by_label else options
         if by_label and options:
             raise ConfigError(f"{where}: give labels, and perhaps only.")
+    if isinstance(overrides, dict):
+        overrides = {label: change for label, change in overrides.items() if change is not None}
     if not isinstance(overrides, dict) or not overrides:
         raise ConfigError(f"{where}: give labels with what each changes, or key and values.")
     for label, override in overrides.items():

@@ -102,17 +102,12 @@ def training_tree(cell: CellConfig, seed: int) -> dict[str, Any]:
     tree = _used(cell, needs_of(during))
     del tree["evaluate"]
     tree["defence"] = [section.model_dump(mode="json") for section in during]
-    return {key: value for key, value in tree.items() if value not in (None, [], {})} | {
-        "seed": seed,
-        "lora": tree["lora"],
-    }
+    return tree | {"seed": seed}
 
 
 def run_tree(cell: CellConfig, seed: int) -> dict[str, Any]:
     """The settings that decide a trained run's result."""
-    tree = _used(cell, needs_of(cell.defence))
-    kept = {key: value for key, value in tree.items() if value not in (None, [], {})}
-    return kept | {"seed": seed, "lora": tree["lora"]}
+    return _used(cell, needs_of(cell.defence)) | {"seed": seed}
 
 
 def reference_tree(cell: CellConfig, which: str) -> dict[str, Any]:
@@ -158,8 +153,18 @@ def _used(cell: CellConfig, needed: frozenset[Need]) -> dict[str, Any]:
 
 
 def hashed(tree: Any, inputs: Inputs) -> Any:
-    """``tree`` with the hash of a file in place of its name: what a digest is taken over."""
-    return places(tree, lambda where, name: inputs.sha256(name) or name)
+    """What a digest is taken over: the hash of a file in place of its name, nothing that is unset.
+
+    So a key that a later version adds, and that nobody sets, makes no record stale.
+    """
+    return _set(places(tree, lambda where, name: inputs.sha256(name) or name))
+
+
+def _set(value: Any) -> Any:
+    if isinstance(value, dict):
+        kept = {key: _set(item) for key, item in value.items()}
+        return {key: item for key, item in kept.items() if item not in (None, [], {})}
+    return [_set(item) for item in value] if isinstance(value, list) else value
 
 
 def hashes_of(tree: Any, inputs: Inputs) -> dict[str, str]:
