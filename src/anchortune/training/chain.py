@@ -225,8 +225,9 @@ def plan_edit(chain: Chain, skeleton: Any) -> None:
     for defence in chain.having("before"):
         chain.edit = add_updates(chain.edit, defence.before(chain.anchors) or {})
     edited(skeleton, chain.edit)
-    count = int(skeleton.config.get_text_config().num_hidden_layers)
+    count = 0
     for defence in chain.having("trained_layers"):
+        count = int(skeleton.config.get_text_config().num_hidden_layers)
         found = defence.trained_layers(count)
         if found is not None:
             kept = set(range(count) if chain.layers is None else chain.layers) & set(found)
@@ -272,14 +273,14 @@ def check_chain_fit(chain: Chain, skeleton: Any) -> list[str]:
     Raises:
         AnchorError: an adapted module is not in an anchor, or of another shape.
     """
-    materialise_adapter(skeleton)
-    notes = []
+    notes: list[str] = []
     for key, anchor in (
         ("anchor", chain.anchors.aligned),
         ("harmful_anchor", chain.anchors.harmful),
     ):
         if anchor is None:
             continue
+        materialise_adapter(skeleton)
         notes += cover(skeleton, anchor.modules).notes
         if chain.facts[key]["start"] == UNVERIFIED:
             notes.append(f"the parents of {key} could not be compared with the model")
