@@ -14,6 +14,8 @@ from anchortune.errors import AnchortuneError
 if TYPE_CHECKING:
     from anchortune.anchor.anchor import Anchor
     from anchortune.anchor.penalty import Penalty
+    from anchortune.training.probe import Probe
+    from anchortune.training.probing import attach_probe
     from anchortune.training.seam import AsftMixin, attach
     from anchortune.training.trainer import AsftTrainer
 
@@ -22,7 +24,9 @@ _HOMES = {
     "AsftMixin": "anchortune.training.seam",
     "AsftTrainer": "anchortune.training.trainer",
     "Penalty": "anchortune.anchor.penalty",
+    "Probe": "anchortune.training.probe",
     "attach": "anchortune.training.seam",
+    "attach_probe": "anchortune.training.probing",
 }
 
 __all__ = [
@@ -31,8 +35,10 @@ __all__ = [
     "AsftMixin",
     "AsftTrainer",
     "Penalty",
+    "Probe",
     "__version__",
     "attach",
+    "attach_probe",
 ]
 
 

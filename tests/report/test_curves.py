@@ -39,6 +39,16 @@ def test_a_value_that_is_not_there_breaks_the_line() -> None:
     assert [len(places(piece)) for piece in chart.lines[0].pieces] == [1, 1, 2]
 
 
+def test_what_is_looked_at_every_few_steps_is_one_line() -> None:
+    looked = [
+        {"step": step, "loss": 1.0} | ({"probe_fall": step / 10} if step % 3 == 0 else {})
+        for step in range(1, 10)
+    ]
+    chart = charts({"m": looked})[1]
+    assert chart.title == "Probe's fall, nats"
+    assert [len(places(piece)) for piece in chart.lines[0].pieces] == [3]
+
+
 def test_only_what_was_logged_is_drawn() -> None:
     assert charts({}) == []
     assert charts({"m": [{"loss": 1.0}], "o": rows("lam", [None])}) == []

@@ -18,7 +18,13 @@ from anchortune.evaluation.outputs import read_answers
 from anchortune.record import read_record
 
 #: Columns of a run's log, and what the report calls them.
-_CURVES = {"step": "step", "loss": "loss", "asft/penalty": "penalty", "asft/lam": "lam"}
+_CURVES = {
+    "step": "step",
+    "loss": "loss",
+    "asft/penalty": "penalty",
+    "asft/lam": "lam",
+    "probe/fall": "probe_fall",
+}
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,7 @@ class Run:
     """What the run that made a model left behind, for the report.
 
     Attributes:
-        curve: a row for each logged step: step, loss, penalty, lam.
+        curve: a row for each logged step: step, loss, penalty, lam, probe_fall.
         anchor: facts of its anchor; None where it had none.
         data: files and datasets it was trained on.
     """

@@ -12,12 +12,12 @@ from anchortune.report.words import number
 WIDTH, HEIGHT = 1000.0, 300.0
 """The chart's own units; the page stretches them to its width."""
 _MOST_POINTS = 400
-_NAMES = {"loss": "Loss", "penalty": "Penalty", "lam": "λ"}
+_NAMES = {"loss": "Loss", "penalty": "Penalty", "lam": "λ", "probe_fall": "Probe's fall, nats"}
 
 
 @dataclass(frozen=True)
 class Line:
-    """One model's curve, broken where a value is missing.
+    """One model's curve, broken where a value is no number.
 
     Attributes:
         model: whose.
@@ -54,7 +54,7 @@ class Chart:
 
 
 def charts(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Chart]:
-    """A chart for each of loss, penalty and λ that some model logged."""
+    """A chart for each of loss, penalty, λ and the probe's fall that some model logged."""
     found = (_chart(key, curves) for key in _NAMES)
     return [chart for chart in found if chart is not None]
 
@@ -69,7 +69,9 @@ def _value(row: Mapping[str, Any], key: str) -> float | None:
 def _chart(key: str, curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> Chart | None:
     series: dict[str, list[tuple[float, float | None]]] = {}
     for model, rows in curves.items():
-        pairs = [(s, _value(row, key)) for row in rows if (s := _value(row, "step")) is not None]
+        # The probe does not look at every step: a row without the key breaks no line.
+        logged = [row for row in rows if key in row]
+        pairs = [(s, _value(row, key)) for row in logged if (s := _value(row, "step")) is not None]
         if any(value is not None for _, value in pairs):
             series[model] = pairs
     values = [v for pairs in series.values() for _, v in pairs if v is not None]
