@@ -184,8 +184,16 @@ def render(kind: type[BaseModel], heading: str = "###", done: set[str] | None = 
 
 
 def render_own(kind: type[BaseModel], other: type[BaseModel], *told: type[BaseModel]) -> str:
-    """The keys of ``kind`` that ``other`` has not, with their sections but those in ``told``."""
-    fields = {k: f for k, f in kind.model_fields.items() if k not in other.model_fields}
+    """The keys of ``kind`` that ``other`` has not, or has for something else, with their sections.
+
+    Sections that are in ``told`` are left out.
+    """
+    known = other.model_fields
+    fields = {
+        key: field
+        for key, field in kind.model_fields.items()
+        if key not in known or field.annotation != known[key].annotation
+    }
     rest = {
         section.__name__
         for one in (other, *told)
