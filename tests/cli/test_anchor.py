@@ -76,8 +76,38 @@ def test_mistakes_are_one_line_and_exit_code_2(
     assert not out.exists()
 
 
+def test_harmful_and_compare(tmp_path: Path, llama_aligned: Path, built: Path) -> None:
+    rows = [{"prompt": f"do {i}", "completion": f"sure {i}"} for i in range(5)]
+    data, made = tmp_path / "harm.jsonl", tmp_path / "h.safetensors"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = ("harmful", "--model", llama_aligned, "--data", data, "-o", made)
+    result = run(*asked, "--pairs", "4", "--method", "gradient", "--rank", "3", "--json")
+    assert result.returncode == 0, result.stderr
+    told = json.loads(result.stdout)
+    assert (told["harmful"]["pairs"], told["harmful"]["method"], told["rank_max"]) == (
+        *(4, "gradient"),
+        3,
+    )
+    assert "sure" not in result.stdout + result.stderr
+    result = run("compare", built, made, "--plot", tmp_path / "c.svg", "--json")
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert len(found["modules"]) == 4
+    assert "proves nothing" in found["reading"]
+    assert (tmp_path / "c.svg").read_bytes().startswith(b"<?xml")
+    for arguments, text in [
+        ((*asked, "--method", "magic"), "method: expected tune, gradient"),
+        ((*asked, "--method", "gradient", "--epochs", "2"), "epochs is for method tune"),
+        ((*asked, "--pairs", "9"), "holds 5 usable pairs of 5 rows, and 9 are asked for"),
+    ]:
+        result = run(*arguments)
+        assert result.returncode == 2, result.stderr
+        assert text in result.stderr
+        assert "Traceback" not in result.stderr
+
+
 def test_help_of_every_command() -> None:
-    for command in ((), ("build",), ("inspect",), ("push",)):
+    for command in ((), ("build",), ("inspect",), ("push",), ("harmful",), ("compare",)):
         result = run(*command, "--help")
         assert result.returncode == 0
         assert "Usage" in result.stdout
