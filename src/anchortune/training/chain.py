@@ -86,7 +86,7 @@ class Chain:
             norm = sum(part.norm() ** 2 for part in self.edit.values()) ** 0.5
             found.append(f"        edits {len(self.edit)} modules before training, norm {norm:.4g}")
         if self.layers is not None:
-            found.append(f"        trains layers {_ranges(self.layers)} alone")
+            found.append(f"        trains no layers but {_ranges(self.layers)}")
         return found
 
 
