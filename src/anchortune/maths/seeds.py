@@ -69,7 +69,8 @@ def paired_over_seeds(
     k, n = table.shape
     pairs, up, down = int(there.sum()), int((table == 1).sum()), int((table == -1).sum())
     if k == 1:
-        one = paired(table[0] == 1, table[0] == -1, resamples=resamples, seed=seed)
+        rises_in, falls_in = (table[0] == 1).tolist(), (table[0] == -1).tolist()
+        one = paired(rises_in, falls_in, resamples=resamples, seed=seed)
         return PairedSeeds(one.value, one.low, one.high, one.p, 1, n, pairs, up, down)
     sizes = there.sum(axis=1)
     filled = np.where(there, table, 0.0)

@@ -1,0 +1,254 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from anchortune.errors import AnchortuneError
+from anchortune.report.runs import RunRecord
+from anchortune.report.sweep_format import render
+from anchortune.report.sweep_grid import lay_out
+from anchortune.report.sweep_load import (
+    SweepError,
+    parse_where,
+    read_runs,
+    select,
+    value_key,
+    without_paths,
+)
+from anchortune.report.sweep_plots import PlotOptions, draw
+from anchortune.report.sweep_table import Table, TableOptions, build
+from tests.report.golden_sweep import FOLDER, made, table
+from tests.report.sweep_records import curves, failed, measured, outcome, sweep, write
+
+
+@pytest.fixture(scope="module")
+def whole() -> Table:
+    return table()
+
+
+def test_the_committed_tables_are_what_is_made() -> None:
+    for name, text in made().items():
+        assert text == (FOLDER / name).read_text("utf-8"), "python -m tests.report.golden_sweep"
+
+
+def test_the_order_of_files_changes_no_byte(tmp_path: Path) -> None:
+    paths = write(sweep(), tmp_path)
+    options = TableOptions(reference="sft")
+    expected = [render(build(read_runs([tmp_path]), options), form) for form in ("markdown", "csv")]
+    random.Random(3).shuffle(paths)
+    again = [render(build(read_runs(paths), options), form) for form in ("markdown", "csv")]
+    assert again == expected
+
+
+def test_no_path_and_no_verdict_shows(whole: Table) -> None:
+    for form in ("markdown", "latex", "csv", "json"):
+        text = render(whole, form)
+        assert "/home" not in text
+        assert "someone" not in text
+        assert "q001" not in text
+
+
+def test_csv_is_for_machines(whole: Table) -> None:
+    rows = list(csv.DictReader(io.StringIO(render(whole, "csv"))))
+    assert len(rows) == 5 * 2 * 2  # the average is no measurement
+    by_cell = {(row["defence"], row["task"], row["measure"]): row for row in rows}
+    one = by_cell["asft", "sst2", "harm"]
+    assert float(one["lo"]) < float(one["value"]) < float(one["hi"]) < 0.1
+    assert (one["n"], one["seeds"], one["best"], one["judge"]) == (
+        "100",
+        "1 2 3",
+        "true",
+        "builtin",
+    )
+    assert float(one["difference"]) == pytest.approx(-0.5)
+    lost = by_cell["lisa", "sst2", "harm"]
+    assert (lost["failed"], lost["seeds"], lost["state"]) == ("1", "1 2", "complete")
+    gone = by_cell["safe-lora", "sst2", "accuracy"]
+    assert (gone["state"], gone["value"], gone["n"]) == ("missing", "", "0")
+    assert by_cell["safe-lora", "agnews", "harm"]["dirty"] == "true"
+
+
+def test_json_holds_the_claims_and_the_failures(whole: Table) -> None:
+    found = json.loads(render(whole, "json"))
+    assert [claim["verdict"] for claim in found["non_inferiority"]] == ["shown"] * 4
+    [lost] = found["failed"]
+    assert lost["labels"]["defence"] == "lisa"
+    assert lost["error"] == "adapter could not be written (disk full)."
+
+
+def test_latex_is_escaped() -> None:
+    runs = [measured({"defence": d, "task": "a_b&c%"}, 1, 0.1, 0.8) for d in ("sft", "x#y{z}")]
+    text = render(build(runs, TableOptions()), "latex")
+    assert r"x\#y\{z\}" in text
+    assert r"a\_b\&c\%" in text
+    assert r"\begin{tabular}{lrr}" in text
+
+
+def test_names_are_text_in_markdown() -> None:
+    runs = [measured({"defence": d, "task": "t"}, 1, 0.1, 0.8) for d in ("sft", "a|b*c*<i>")]
+    assert r"| a\|b\*c\*&lt;i> |" in render(build(runs, TableOptions()), "markdown")
+
+
+def test_a_cell_of_failed_runs_says_so() -> None:
+    runs = [measured({"defence": "sft"}, 1, 0.5, 0.8), failed({"defence": "asft"}, 1)]
+    text = render(build(runs, TableOptions()), "markdown")
+    assert "| asft | failed | failed |" in text
+    assert "1 of 2 runs failed: asft, seed 1 (It stopped)." in text
+
+
+def test_a_run_without_the_axis_is_in_every_column() -> None:
+    options = TableOptions(rows=("defence", "operator"), column="lam", measures=("harm",))
+    found = build(curves(), options)
+    assert [column.key for column in found.columns] == ["0.01", "0.1", "1", "10"]
+    assert found.grid.row_keys[:2] == (("aligned", None), ("sft", None))
+    aligned = found.cells[0]
+    assert len({cell.estimate for cell in aligned}) == 1
+    assert all(cell.estimate for row in found.cells for cell in row)
+
+
+def test_rows_are_sorted_or_in_the_order_asked_for() -> None:
+    words = ["lisa", "10", "aligned", "2", "asft", "sft", "base"]
+    assert sorted(words, key=value_key) == ["base", "aligned", "sft", "2", "10", "asft", "lisa"]
+    where = parse_where(["defence=asft,sft", "task=sst2"])
+    grid = lay_out(sweep(), ["defence"], None, where)
+    assert grid.row_keys == (("asft",), ("sft",))
+    assert grid.fixed["task"] == "sst2"
+
+
+def test_where_takes_numbers_as_numbers_and_seeds() -> None:
+    kept = select(curves(), parse_where(["lam=1.0,1e-2", "seed=2"]))
+    assert {r.labels.get("lam") for r in kept} == {None, "1", "0.01"}
+    assert {r.seed for r in kept if r.labels["defence"] != "aligned"} == {2}
+    assert any(r.labels["defence"] == "aligned" for r in kept)
+
+
+def test_two_records_of_one_run(tmp_path: Path) -> None:
+    good = measured({"defence": "sft"}, 1, 0.5, 0.8)
+    bad = good.model_copy(update={"state": "failed", "error": "x", "outcomes": []})
+    for order in ([good, bad], [bad, good]):
+        folders = [tmp_path / str(i) for i in range(2)]
+        for folder, one in zip(folders, order, strict=True):
+            write([one], folder)
+        assert read_runs(folders) == [good]
+    other = good.model_copy(update={"outcomes": [outcome("harm", [1], judge="builtin")]})
+    write([good], tmp_path / "0")
+    write([other], tmp_path / "1")
+    with pytest.raises(SweepError, match="hold different outcomes"):
+        read_runs([tmp_path])
+
+
+def test_what_is_no_record_is_passed_over_but_what_is_broken_is_not(tmp_path: Path) -> None:
+    write(sweep()[:1], tmp_path)
+    (tmp_path / "sweep.json").write_text('{"name": "x"}')
+    assert len(read_runs([tmp_path])) == 1
+    (tmp_path / "half.json").write_text('{"digest": "')
+    with pytest.raises(AnchortuneError, match=r"half\.json is no record of a run"):
+        read_runs([tmp_path])
+
+
+def two(labels: dict[str, str], **other: str) -> list[RunRecord]:
+    return [measured(labels, 1, 0.1, 0.8), measured(labels | other, 1, 0.1, 0.8)]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"rows": ("defense",)}, r"no run has the axis defense.*Did you mean defence\?"),
+        ({"column": "lam"}, r"the axis lam; there is defence, model, p, task\."),
+        ({"where": {"task": ["sst"]}}, r"no run has task=sst; there is agnews, sst2\."),
+        ({"where": {"tsk": ["sst2"]}}, r"axis tsk.*Did you mean task\?"),
+        ({"column": "model"}, r"The cell aligned tiny would mix runs of task agnews, sst2"),
+        ({"rows": ("defence", "task"), "column": "task"}, "both rows and columns"),
+        ({"measures": ("harm", "f1")}, "measure f1; there is accuracy, harm"),
+        ({"reference": "stf"}, "no row stf; there is aligned, sft, asft"),
+        ({"non_inferior": "asft", "against": ("sft",), "margins": (0.1,)}, "each measure"),
+        ({"margins": (0.1,)}, "belong to --non-inferior"),
+        ({"non_inferior": "asft", "against": ("sft", "sft"), "margins": (5, 3)}, "fractions"),
+        ({"rows": ("defence", "task"), "average": True}, "leave --average"),
+    ],
+)
+def test_mistakes_are_told(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(SweepError, match=f"(?i){said}"):
+        build(sweep(), TableOptions(**options))
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: [*two({"defence": "a"}, p="1"), *two({"defence": "a", "n": "5"}, n="6")],
+         "would mix"),
+        (lambda: [*two({"defence": "a", "p": "1", "n": "1"}, p="2", n="2")],
+         r"differ in several axes, n \(1, 2\); p \(1, 2\): name one with --columns"),
+        (lambda: [measured({"defence": "a"}, 1, 0.1, 0.8, salt=i) for i in range(2)],
+         "two runs of seed 1 with other settings"),
+        (lambda: [failed({"defence": "a"})], "nothing to count"),
+    ],
+)  # fmt: skip
+def test_runs_that_make_no_table(make: Callable[[], list[RunRecord]], said: str) -> None:
+    with pytest.raises(SweepError, match=said):
+        build(make(), TableOptions())
+
+
+def test_errors_lose_their_folders() -> None:
+    told = "cannot read /srv/me/x y.json, ~/a/b.txt or C:\\d\\e.bin; data:s/t.json has 3/4"
+    assert without_paths(told) == ("cannot read x y.json, b.txt or e.bin; data:s/t.json has 3/4")
+
+
+PLOTS = [
+    PlotOptions(),
+    PlotOptions("pareto", "lam", ("operator",)),
+    PlotOptions("curve", "lam", ("operator",)),
+]
+
+
+@pytest.mark.parametrize("options", PLOTS, ids=["pareto", "path", "curve"])
+def test_a_plot_names_its_arms_and_is_the_same_again(options: PlotOptions, tmp_path: Path) -> None:
+    runs = sweep() if options.x is None else curves()
+    for name in ("a.svg", "b.svg"):
+        draw(runs, options, tmp_path / name)
+    text = (tmp_path / "a.svg").read_text("utf-8")
+    assert text == (tmp_path / "b.svg").read_text("utf-8")
+    arms = ["asft", "lisa", "safe-lora"] if options.x is None else ["gram", "subspace", "none"]
+    assert all(f"<!-- {arm}" in text for arm in [*arms, "sft", "aligned"])
+    assert "(indicative)" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "said"),
+    [
+        (PlotOptions(), "x.gif", r"ends in \.png, \.svg, \.pdf"),
+        (PlotOptions("curve"), "x.png", "needs --x AXIS"),
+        (PlotOptions("curve", "task"), "x.png", "holds agnews, sst2"),
+        (PlotOptions("curve", "p", where={"task": ["sst2"]}), "x.png", "has one value, 0.1"),
+        (PlotOptions(measures=("harm",)), "x.png", "two measures against each other, not harm"),
+        (PlotOptions(series=("lam",)), "x.png", "No run has the axis lam"),
+    ],
+)
+def test_plots_that_cannot_be(options: PlotOptions, name: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(SweepError, match=said):
+        draw(sweep(), options, tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_frontier_is_of_what_none_beats_on_both() -> None:
+    from anchortune.report.sweep_arms import frontier
+
+    points = [(5, 80), (10, 90), (12, 85), (50, 95), (50, 94), (10, 90)]
+    assert frontier(points) == [(5, 80), (10, 90), (50, 95)]
+
+
+def test_names_at_lines_ends_do_not_collide() -> None:
+    from anchortune.report.sweep_drawing import spread, styles
+
+    assert spread([0.1, 0.5], 0.1) == [0.1, 0.5]
+    assert spread([0.5, 0.5, 0.5], 0.1) == pytest.approx([0.4, 0.5, 0.6])
+    assert spread([0.1, 0.15, 0.9], 0.1) == pytest.approx([0.075, 0.175, 0.9])
+    looks = styles([f"arm {i}" for i in range(21)]).values()
+    assert len({(one.colour, one.marker, one.hollow) for one in looks}) == 21
