@@ -103,7 +103,9 @@ def project(
             if start not in (parent, NAMED):
                 warn_of(opened, source, start)
             inputs[key] = opened.facts(start)
-    anchors = Anchors(anchor and anchor.anchor, harmful and harmful.anchor)
+    anchors = Anchors(
+        None if anchor is None else anchor.anchor, None if harmful is None else harmful.anchor
+    )
     mended = method.after(source.update, anchors)
     measured = anchors.harmful if "harmful_anchor" in method.needed() else anchors.aligned
     figures = measure(source.update, mended, measured, method)
@@ -124,7 +126,7 @@ def project(
                 "adapter": name_for_records(adapter),
                 "method": method.model_dump(mode="json"),
                 "allow_other_start": allow_other_start,
-                "model": source.model and source.model.model_dump(mode="json"),
+                "model": None if source.model is None else source.model.model_dump(mode="json"),
             },
             inputs,
             {**result_files(temporary), "path": out.name},
