@@ -21,7 +21,9 @@ from anchortune.jobs import harmful_anchor
 from anchortune.jobs.harmful_anchor import make_harmful, plan_harmful
 from anchortune.jobs.harmful_config import HarmfulSettings
 from anchortune.models.load import load_model, load_tokenizer, pick_numbers
-from anchortune.training.plan import plan_stage
+from anchortune.record import Record
+from anchortune.training.plan import Plan, plan_stage
+from anchortune.training.stage import run_stage
 from anchortune.training.template import Template
 
 CPU = MachineSection(device="cpu", dtype="float32")
@@ -48,16 +50,16 @@ def test_tune_holds_the_factors_of_the_fine_tune_exactly(
     tmp_path: Path, llama_aligned: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: dict[str, torch.Tensor] = {}
-    removed: list[Path] = []
 
-    def keep(path: Path) -> None:
-        kept.update(load_file(path / "adapter" / "adapter_model.safetensors"))
-        removed.append(path)
+    def keep(plan: Plan) -> Record:
+        record = run_stage(plan)
+        kept.update(load_file(plan.folder.path / "adapter" / "adapter_model.safetensors"))
+        return record
 
-    monkeypatch.setattr(harmful_anchor.shutil, "rmtree", keep)
+    monkeypatch.setattr(harmful_anchor, "run_stage", keep)
     given = settings(pairs, epochs=2, learning_rate=1e-2, rank=2, pairs=6, seed=3)
     anchor = made(ModelSection(path=str(llama_aligned)), tmp_path / "h.safetensors", given)
-    assert removed == [tmp_path / "h.safetensors.tune"]
+    assert [path.name for path in tmp_path.iterdir()] == ["h.safetensors"]  # and no tuned model
     assert len(anchor) == 4
     for name, found in anchor.modules.items():
         a, b = (kept[f"base_model.model.{name}.lora_{x}.weight"] for x in "AB")

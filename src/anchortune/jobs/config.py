@@ -19,7 +19,6 @@ from anchortune.config import (
     Section,
     StageConfig,
     TrainConfig,
-    one_or_many,
     shorthand,
 )
 from anchortune.config_defences import AnchorRef, AsftAltSection, AsftSection
@@ -28,6 +27,7 @@ from anchortune.jobs.harmful_config import HarmfulAnchorSection, HarmfulSettings
 from anchortune.jobs.methods import REFERENCE as REFERENCE
 from anchortune.jobs.methods import MethodSection, spelt
 from anchortune.report.gate import Limits
+from anchortune.sections import one_or_many
 
 _NEEDS = {
     "anchor": "an anchor: give base (what the model was aligned from), or anchor (a file)",
