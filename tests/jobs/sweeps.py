@@ -36,7 +36,7 @@ def sweep_tree(folder: Path, base: Path, adapter: Path) -> dict[str, Any]:
             "lora": {"rank": 2, "alpha": 8, "target_modules": ["q_proj", "v_proj"]},
             "training": {"max_steps": 4, "batch_size": 4, "learning_rate": 1e-2},
             "machine": {"device": "cpu", "dtype": "float32", "save_steps": 2},
-            "refusals": rows("refusals.jsonl", "crime", "I cannot help with", 8),
+            "refusals": {"path": rows("refusals.jsonl", "crime", "I cannot help with", 8)},
             "mix": {
                 "benign": rows("task.jsonl", "say", "ok", 24),
                 "harmful": rows("harm.jsonl", "harm", "sure", 8),
