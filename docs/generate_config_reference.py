@@ -7,6 +7,7 @@ defence. Run as a script, it prints the first two as Markdown.
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import types
@@ -16,7 +17,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from anchortune import config
+from anchortune import config, config_mix
 from anchortune.config_defences import DefenceSection
 from anchortune.evaluation import config as evaluation_config
 from anchortune.jobs import config as jobs_config
@@ -112,6 +113,8 @@ def _default(field: Any) -> str:
         return f"`{value:g}`"
     if isinstance(value, list):
         return f"`[{', '.join(map(str, value))}]`"
+    if isinstance(value, str) and "\n" in value:
+        return f"`{json.dumps(value)}`"
     return f"`{value}`" if value != {} else "`{}`"
 
 
@@ -246,7 +249,8 @@ def fill(markdown: str) -> str:
             return render_own(
                 jobs_config.JobConfig, config.TrainConfig, evaluation_config.AskSection
             )
-        return render(getattr(config, match[2], None) or getattr(evaluation_config, match[2]))
+        homes = (config, config_mix, evaluation_config)
+        return render(next(getattr(home, match[2]) for home in homes if hasattr(home, match[2])))
 
     return MARK.sub(replace, markdown)
 

@@ -114,11 +114,12 @@ def fetch(source: Source, folder: Path, timeout_s: float = TIMEOUT_S) -> None:
     if part.stat().st_size < source.size_bytes:
         raise Problem(f"{source.path}: the download ended early; run this again to go on.")
     found = digest(part)
-    if found != source.sha256:
+    if found != source.sha256 or part.stat().st_size != source.size_bytes:
         part.unlink()  # nothing to go on from
         raise Problem(
-            f"{source.path}: what came from {source.url} has SHA-256 {found[:12]}…, and "
-            f"{source.sha256[:12]}… is expected; the file there has changed."
+            f"{source.path}: what came from {source.url} has SHA-256 {found[:12]}… or another "
+            f"size, and {source.sha256[:12]}… with {source.size_bytes} bytes is expected; the file "
+            "there has changed."
         )
     part.replace(path)
 

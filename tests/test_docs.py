@@ -139,3 +139,14 @@ def test_every_key_of_a_job_is_in_its_table(hook: ModuleType) -> None:
     assert all(f"| `{name}` |" in text for name in Limits.model_fields)
     shared = set(JobConfig.model_fields) - own
     assert all(f"`{name}`" in text for name in shared)
+
+
+def test_every_key_of_a_mix_is_in_its_table(hook: ModuleType) -> None:
+    from anchortune.config_mix import MixSection, MixSource
+
+    text = hook.fill(page("data-mixes"))
+    assert "<!--" not in text
+    assert all(
+        f"| `{name}` |" in text for name in (*MixSection.model_fields, *MixSource.model_fields)
+    )
+    assert r'`"\n\nAssistant:"`' in text
