@@ -18,6 +18,7 @@ from typing import Any
 from anchortune.config import LoraSection, ModelSection, TrainConfig
 from anchortune.config_defences import AnchorRef
 from anchortune.config_io import validate
+from anchortune.data.mix import FACTS_SUFFIX
 from anchortune.defences.base import Anchors
 from anchortune.errors import ConfigError
 from anchortune.evaluation.ask import ask, free_memory
@@ -263,7 +264,7 @@ class _Making:
             digest = self._sweep.digest_of_mix(self._run)
             path = made_mix(self._store, cell.mix, self._run.seed, digest)
             self.inputs["mix.made"] = sha256_file(path)
-            self.numbers |= mix_figures(path.with_name(path.name + ".facts.json"))
+            self.numbers |= mix_figures(path.with_name(path.name + FACTS_SUFFIX))
             tree["data"] = [{"path": str(path)}]
         tree |= {"seed": self._run.seed, "output": str(folder)}
         return validate(tree, TrainConfig, "the run")
