@@ -23,6 +23,8 @@ COMMANDS: list[tuple[str, ...]] = [
     ("run",),
     ("status",),
     ("mix",),
+    ("table",),
+    ("plot",),
     ("extrapolate",),
     ("project",),
     ("anchor",),
