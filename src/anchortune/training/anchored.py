@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from anchortune.anchor.anchor import Anchor
     from anchortune.anchor.binding import Target
     from anchortune.anchor.format import Identity
+    from anchortune.anchor.penalty import Penalty
 
 UNVERIFIED = "unverified"
 """The start and the anchor's parent are stored in ways that cannot be compared."""
@@ -114,10 +115,26 @@ def check_fit(anchor: Anchor, skeleton: Any, section: PenaltySection) -> list[st
     coverage.targets[:] = [_weightless(target) for target in coverage.targets]
     make_schedule(lam, budget, penalty, "probe" if target is not None else None, target)
     notes = list(coverage.notes)
+    if anchor.metadata.harmful is not None and penalty.operator == "gram":
+        notes += _weak_gram(penalty)
     if coverage.unpenalised:
         named = ", ".join(coverage.unpenalised[:6])
         notes.append(f"{len(coverage.unpenalised)} trained parameters go unpenalised: {named}")
     return notes
+
+
+def _weak_gram(penalty: Penalty) -> list[str]:
+    """A note where C is so small that what goes along the anchor costs next to nothing."""
+    from anchortune.anchor.inspect import WEAK
+    from anchortune.maths.factors import gram_eigenvalues
+
+    largest = max(float(gram_eigenvalues(t.factors).max()) for t in penalty.coverage.targets)
+    if largest >= WEAK:
+        return []
+    return [
+        f"operator gram is next to nothing on this harmful anchor (its largest eigenvalue is "
+        f"{largest:.2g}); prefer subspace or direction"
+    ]
 
 
 def materialise_adapter(skeleton: Any) -> None:
