@@ -278,6 +278,18 @@ def test_the_facts_lie_beside_and_name_no_path(tmp_path: Path, keys: dict[str, A
     ]
 
 
+def test_where_the_mix_is_its_facts_are_too(
+    tmp_path: Path, keys: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(path: str | Path, text: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("anchortune.data.mix.write_text", killed)
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path, keys)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mix.jsonl.facts.json"]
+
+
 def test_a_pool_that_is_too_small_says_how_many_there_are(
     tmp_path: Path, keys: dict[str, Any]
 ) -> None:

@@ -156,8 +156,8 @@ def make_mix(section: MixSection, seed: int, path: str | Path) -> MixFacts:
         disjoint_from=overlaps.summary(),
         sha256=sha256_text(text),
     )
-    write_text(path, text)
     write_json(f"{path}{FACTS_SUFFIX}", facts.summary())
+    write_text(path, text)  # last: where the mix is, its facts are too
     return facts
 
 
