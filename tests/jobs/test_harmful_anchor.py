@@ -149,14 +149,30 @@ def test_a_training_along_it_starts_from_the_aligned_model_and_from_no_other(
         plan = plan_stage(train_config(start, pairs, tmp_path / "run", **along))
         assert plan.anchor_facts is not None
         assert plan.anchor_facts["start"] == "base"
-        assert not any("gram" in note for note in plan.notes)
-        gram = plan_stage(train_config(start, pairs, tmp_path / "run", **along, operator="gram"))
-        assert any("next to nothing on this harmful anchor" in note for note in gram.notes)
         if start is not on_base:  # an adapter and whole weights cannot be compared
             with pytest.raises(AnchorError, match="other weights"):
                 plan_stage(train_config(other, pairs, tmp_path / "run", **along))
         with pytest.raises(AnchorError, match="is a harmful anchor"):
             plan_stage(train_config(start, pairs, tmp_path / "run", anchor=str(anchor)))
+
+
+@pytest.mark.parametrize(("weak", "told"), [(0.0, False), (1e9, True)])
+def test_a_plan_says_where_gram_is_next_to_nothing(
+    tmp_path: Path,
+    llama_aligned: Path,
+    pairs: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    weak: float,
+    told: bool,
+) -> None:
+    model, file = ModelSection(path=str(llama_aligned)), tmp_path / "h.safetensors"
+    made(model, file, settings(pairs, method="gradient", rank=4))
+    monkeypatch.setattr("anchortune.anchor.inspect.WEAK", weak)
+    config = train_config(
+        model, pairs, tmp_path / "run", side="along", anchor=str(file), operator="gram"
+    )
+    notes = plan_stage(config).notes
+    assert any("next to nothing on this harmful anchor" in note for note in notes) is told
 
 
 def test_old_readers_are_told_and_old_files_are_read(
