@@ -98,5 +98,4 @@ def start(folder: Path, tree: dict[str, Any], *options: str) -> subprocess.Popen
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        cwd=folder,
     )

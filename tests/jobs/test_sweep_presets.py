@@ -85,8 +85,8 @@ def test_every_model_class_is_planned(tmp_path: Path) -> None:
         "gemma-2": tiny.tiny_gemma2,
     }
     sets = [f"results={tmp_path / 'results'}", f"work={tmp_path / 'work'}", *SMALL]
-    for name, make in made.items():
-        for side, seed in (("model", 1), ("base", 2)):
+    for number, (name, make) in enumerate(made.items()):
+        for seed, side in enumerate(("model", "base"), start=2 * number):
             folder = tmp_path / f"{name}-{side}"
             make(folder, seed=seed, tokenizer=True, max_position_embeddings=4096)
             sets.append(f"axes.model.{name}.{side}.path={folder}")

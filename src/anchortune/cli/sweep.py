@@ -42,8 +42,11 @@ def sweep(
         ),
     ] = None,
     gpus_per_run: Annotated[
-        float, typer.Option("--gpus-per-run", min=0, help="With --ray; a fraction shares a GPU.")
-    ] = 0,
+        float | None,
+        typer.Option(
+            "--gpus-per-run", min=0, help="With --ray; a fraction shares a GPU. Unset: 1, or none."
+        ),
+    ] = None,
     cpus_per_run: Annotated[float, typer.Option("--cpus-per-run", min=0, help="With --ray.")] = 1,
     as_json: AsJson = False,
 ) -> None:

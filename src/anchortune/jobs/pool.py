@@ -185,7 +185,7 @@ def _one(order: Order, digest: str) -> str:
 
 
 def on_ray(
-    sweep: Sweep, order: Order, address: str, *, gpus: float, cpus: float, told: Told
+    sweep: Sweep, order: Order, address: str, *, gpus: float | None, cpus: float, told: Told
 ) -> None:
     """Does what is left as Ray tasks, one a run; where a worker dies, its task is tried again.
 
@@ -193,7 +193,7 @@ def on_ray(
         sweep: whose runs.
         order: for the workers; all must see the same results and work folders.
         address: of a cluster, ``auto`` for the one that is running here, or ``local`` to start one.
-        gpus: of each run; a fraction lets several share one.
+        gpus: of each run; a fraction lets several share one. None: one, where the cluster has any.
         cpus: of each run.
         told: of every record.
 
@@ -217,6 +217,8 @@ def on_ray(
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise JobError(f"--ray {address}: the cluster cannot be reached ({reason}).") from None
     try:
+        if gpus is None:  # Ray hides all GPUs from a task that asks for none
+            gpus = 1 if ray.cluster_resources().get("GPU") else 0
         remote = ray.remote(num_gpus=gpus, num_cpus=cpus, max_retries=_REPLACED)(_one)
         held = ray.put(order)
         tasks = {remote.remote(held, run.digest): run for run in sweep.runs}
