@@ -252,3 +252,12 @@ def test_names_at_lines_ends_do_not_collide() -> None:
     assert spread([0.1, 0.15, 0.9], 0.1) == pytest.approx([0.075, 0.175, 0.9])
     looks = styles([f"arm {i}" for i in range(21)]).values()
     assert len({(one.colour, one.marker, one.hollow) for one in looks}) == 21
+
+
+def test_what_is_amiss_is_listed_entry_by_entry() -> None:
+    labels = {"defence": "asft", "task": "sst2"}
+    runs = [measured({"defence": "sft", "task": "sst2"}, 7, 0.5, 0.8), failed(labels, 7)]
+    runs.append(failed({"defence": "lisa", "task": "sst2"}, 7))
+    text = render(build(runs, TableOptions()), "markdown")
+    assert "asft, sst2, seed 7 (It stopped); lisa, sst2, seed 7 (It stopped)." in text
+    assert text.splitlines()[6].startswith("Per cent, seed 7, 95 % interval.")

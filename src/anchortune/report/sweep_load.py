@@ -173,12 +173,12 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"; there is {listed(words)}." + (f" Did you mean {close[0]}?" if close else "")
 
 
-def listed(words: Sequence[str], most: int = 12) -> str:
+def listed(words: Sequence[str], most: int = 12, between: str = ", ") -> str:
     """``a, b, c``; of many the first, and how many more."""
     if not words:
         return "none"
     more = f" and {len(words) - most} more" if len(words) > most else ""
-    return ", ".join(words[:most]) + more
+    return between.join(words[:most]) + more
 
 
 _PLACE = re.compile(

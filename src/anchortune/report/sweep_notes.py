@@ -46,7 +46,13 @@ def notes_of(table: Table) -> list[str]:
     grid = table.grid
     seeds = seeds_of(grid.groups())
     fixed = "; ".join(f"{axis} {value}" for axis, value in grid.fixed.items())
-    over = f"mean over seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else "one seed"
+    over = (
+        f"mean over seeds {', '.join(map(str, seeds))}"
+        if len(seeds) > 1
+        else f"seed {seeds[0]}"
+        if seeds
+        else "no fine-tuning"
+    )
     notes = [f"Per cent, {over}, 95 % interval." + (f" {fixed}." if fixed else "")]
     notes += [_counted(table, spec) for spec in table.specs]
     if any(cell.best for row in table.cells for cell in row):
@@ -109,13 +115,13 @@ def _exceptions(table: Table, seeds: Sequence[int]) -> list[str]:
                 dirty.append(name)
     if grid.failed:
         told = [_failure(run) for run in grid.failed]
-        notes.append(f"{len(told)} of {grid.runs} runs failed: {listed(told, 20)}.")
+        notes.append(f"{len(told)} of {grid.runs} runs failed: {listed(told, 20, '; ')}.")
     if fewer:
-        notes.append(f"Fewer seeds: {listed(list(dict.fromkeys(fewer)), 20)}.")
+        notes.append(f"Fewer seeds: {listed(list(dict.fromkeys(fewer)), 20, '; ')}.")
     if unscored:
-        notes.append(f"Answers without a verdict, not counted: {listed(unscored, 20)}.")
+        notes.append(f"Answers without a verdict, not counted: {listed(unscored, 20, '; ')}.")
     if dirty:
-        names = listed(list(dict.fromkeys(dirty)), 20)
+        names = listed(list(dict.fromkeys(dirty)), 20, "; ")
         notes.append(f"† Made from a working tree with uncommitted changes: {names}.")
     by_digest = {run.digest: run for group in grid.groups() for run in group.runs}
     commits = Counter(
