@@ -224,7 +224,7 @@ def plan_edit(chain: Chain, skeleton: Any) -> None:
     refuse_transposed(chain.defences, "Conv1D" in names, chain.start.path)
     for defence in chain.having("before"):
         chain.edit = add_updates(chain.edit, defence.before(chain.anchors) or {})
-    edited(skeleton, chain.edit)
+    chain.edit = {name: part for name, _, part in edited(skeleton, chain.edit)}
     count = 0
     for defence in chain.having("trained_layers"):
         count = int(skeleton.config.get_text_config().num_hidden_layers)
@@ -237,8 +237,11 @@ def plan_edit(chain: Chain, skeleton: Any) -> None:
         raise TrainingError(f"no layer is left to train ({names_of} freeze all {count}).")
 
 
-def edited(model: Any, edit: Update) -> list[tuple[Any, LowRank]]:
-    """(the module, what is added to its weight) for each module of an edit.
+def edited(model: Any, edit: Update) -> list[tuple[str, Any, LowRank]]:
+    """(the model's name of it, the module, what is added to its weight) for each of an edit.
+
+    An anchor may name modules with other leading components than the model does; in an adapter on
+    the model they have the model's names.
 
     Raises:
         AnchorError: the model has no such module, or one of another shape.
@@ -259,7 +262,7 @@ def edited(model: Any, edit: Update) -> list[tuple[Any, LowRank]]:
                 f"the edit of {name!r} is {part.shape[0]} × {part.shape[1]} and the model's weight "
                 f"{rows} × {columns}: they are not of one family."
             )
-        found.append((modules[key], part))
+        found.append((key, modules[key], part))
     return found
 
 

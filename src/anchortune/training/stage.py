@@ -145,7 +145,7 @@ def _load(plan: Plan) -> Any:
         return load_model(plan.start, plan.numbers, four_bit=four_bit)
     model = load_model(plan.start, replace(plan.numbers, weights=torch.float32))
     with torch.no_grad():
-        for module, part in edited(model, plan.chain.edit):
+        for _, module, part in edited(model, plan.chain.edit):
             weight = module.weight.data
             weight.add_(part.left.to(weight) @ part.right.to(weight))
     return cast(model, plan.numbers.weights)
