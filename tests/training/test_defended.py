@@ -196,6 +196,26 @@ def test_edit_and_mending_are_one_adapter_on_the_aligned_model(
     assert not (tmp_path / "mended" / "record.json").exists()
 
 
+def test_an_edit_under_an_anchors_names_is_saved_under_the_models(
+    llama_aligned, data, tmp_path, chained
+) -> None:
+    """An anchor of a class with other leading components, as of a model inside another."""
+
+    class Renamed(Edit):
+        def before(self, anchors: Anchors) -> Any:
+            return {f"language_{name}": part for name, part in Edit().before(anchors).items()}
+
+    adapters = []
+    for kind in (Edit, Renamed):
+        chained(kind())
+        place = tmp_path / kind.__name__
+        train(make(llama_aligned, data, place, training={"max_steps": 1}))
+        adapters.append(place / "adapter")
+    assert same(*adapters)
+    moved = dense(llama_aligned, adapters[1])
+    assert moved["model.layers.1.mlp.up_proj.weight"].norm() > 0.1
+
+
 def test_an_edit_is_in_the_weights_of_a_full_training(llama_aligned, data, tmp_path, chained):
     chained(Edit())
     options = {"lora": None, "training": {"max_steps": 1, "learning_rate": 1e-12}}
@@ -340,6 +360,30 @@ def test_an_anchor_of_other_models_or_modules_is_refused(
     both = plan(llama_aligned, defence=["asft", "safe-lora"])
     assert both.anchor is not None
     assert both.anchor_facts["sha256"] == both.inputs()["defence"]["anchor"]["sha256"]
+
+
+def test_a_penalty_takes_the_anchor_of_its_own_revision(
+    llama_aligned, data, anchor, tmp_path, monkeypatch
+) -> None:
+    from anchortune.training import anchored
+
+    asked: list[Any] = []
+
+    def opened(place: str, revision: str | None, key: str) -> Anchor:
+        asked.append((place, revision))
+        return Anchor.load(anchor)
+
+    monkeypatch.setattr(anchored, "open_anchor", opened)
+    held = Anchor.load(anchor)
+    for revision, wanted in (("new", []), ("old", [("o/a", "old")])):
+        config = make(
+            llama_aligned, data, tmp_path / "o", defence="lox",
+            anchor={"path": "o/a", "revision": "new"},
+            penalty={"anchor": "o/a", "revision": revision},
+        )  # fmt: skip
+        found, _ = anchored.load_anchor(config, held)
+        assert asked == wanted
+        assert (found is held) == (not wanted)
 
 
 def test_an_edit_of_modules_that_the_model_has_not_is_refused(

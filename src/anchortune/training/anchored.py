@@ -36,7 +36,8 @@ def load_anchor(
         return None, None
     section = config.penalty
     named = config.anchor
-    if held is None or named is None or named.path != section.anchor:
+    known = None if named is None else (named.path, named.revision)
+    if held is None or known != (section.anchor, section.revision):
         held = open_anchor(section.anchor, section.revision, "penalty.revision")
     return held, anchor_facts(held, section.anchor, section.revision)
 
