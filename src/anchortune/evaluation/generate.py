@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from anchortune.chat import ensure_chat_template
+from anchortune.chat import ensure_chat_template, with_system
 from anchortune.config import ModelSection
 from anchortune.errors import EvaluationError
 from anchortune.evaluation.config import CandidateSection, EvalMachine, GenerationSection
@@ -43,24 +43,14 @@ _TIE = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.3}
 def render_prompt(tokenizer: Any, prompt: str, system: str | None = None) -> str:
     """The text that the model is to continue, by its chat template (see ``anchortune.chat``).
 
-    Where the template has no place for a system prompt, refused or passed over in silence, it is
-    put before the user's turn.
+    A system prompt comes where ``with_system`` puts it.
     """
-    from jinja2 import TemplateError
-
     ensure_chat_template(tokenizer)
     options = {"tokenize": False, "add_generation_prompt": True, "date_string": _DATE}
-    user = {"role": "user", "content": prompt}
+    messages = [{"role": "user", "content": prompt}]
     if system is not None:
-        try:
-            messages = [{"role": "system", "content": system}, user]
-            text = str(tokenizer.apply_chat_template(messages, **options))
-            if system.strip() in text:
-                return text
-        except TemplateError:
-            pass
-        user = {"role": "user", "content": f"{system}\n\n{prompt}"}
-    return str(tokenizer.apply_chat_template([user], **options))
+        messages = with_system(tokenizer, messages, system)
+    return str(tokenizer.apply_chat_template(messages, **options))
 
 
 def encode(tokenizer: Any, item: Item, system: str | None = None) -> list[int]:
