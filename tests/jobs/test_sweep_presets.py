@@ -24,7 +24,7 @@ SMALL = [
     "defaults.evaluate.harm.0.max_items=4",
     "defaults.mix.rows=16",
     "defaults.training.max_steps=2",
-    "defaults.training.max_length_tokens=128",
+    "defaults.training.max_length_tokens=3000",
     "defaults.machine={device: cpu, dtype: float32}",
     "seeds=[0]",
 ]

@@ -151,7 +151,7 @@ class Sweep:
             axes = [axis.name for axis in self.config.grid if axis.touches(keys)]
             for cell in cells:
                 digest = self._digest_of_reference(cell.config, which)
-                labels = {DEFENCE: which}
+                labels: dict[str, str] = {DEFENCE: which}
                 labels |= {a: cell.labels[a] for a in axes if a in cell.labels and a != DEFENCE}
                 known = found.get(digest)
                 if known is not None:  # what differs between its cells does not decide it
