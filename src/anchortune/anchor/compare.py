@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from anchortune.anchor.anchor import Anchor
 from anchortune.anchor.inspect import layer_of, oriented, save_figure
+from anchortune.checkpoints.names import natural
 from anchortune.errors import AnchorError
 from anchortune.maths.angles import (
     chance_cosine,
@@ -84,7 +85,7 @@ class Comparison:
     Attributes:
         a: what A is, as ``aligned - base``.
         b: what B is.
-        modules: in A's order.
+        modules: in the order of layers.
         only_a: modules that B does not cover.
         only_b: modules that A does not cover.
         cosine: of the whole differences, all modules as one vector.
@@ -127,8 +128,8 @@ class Comparison:
             f"Near-orthogonality alone proves nothing: two random directions of {self.entries} "
             f"entries have a |cosine| of {self.chance:.1e} on average. Here it is "
             f"{abs(self.cosine):.1e}, {times:.3g} times that. Of B's energy {' and '.join(sides)}. "
-            "Chance here is a direction turned at random; two fine-tunes of one model share inputs "
-            "and so lie closer than that: an anchor made from harmless data is the fairer control."
+            "Chance here is a direction turned at random; two fine-tunes of one model may lie "
+            "closer than that whatever they teach: an anchor made from harmless data is the fairer control."
         )
 
 
@@ -138,7 +139,7 @@ def compare_anchors(a: Anchor, b: Anchor) -> Comparison:
     Raises:
         AnchorError: they share no module, or have other shapes.
     """
-    shared = [name for name in a.modules if name in b.modules]
+    shared = sorted((name for name in a.modules if name in b.modules), key=natural)
     if not shared:
         raise AnchorError(
             f"the anchors share no module: one holds {next(iter(a.modules))}, the other "
