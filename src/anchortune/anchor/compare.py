@@ -129,7 +129,8 @@ class Comparison:
             f"entries have a |cosine| of {self.chance:.1e} on average. Here it is "
             f"{abs(self.cosine):.1e}, {times:.3g} times that. Of B's energy {' and '.join(sides)}. "
             "Chance here is a direction turned at random; two fine-tunes of one model may lie "
-            "closer than that whatever they teach: an anchor made from harmless data is the fairer control."
+            "closer than that whatever they teach: an anchor made from harmless data is the fairer "
+            "control."
         )
 
 

@@ -256,8 +256,10 @@ def _is_start(
         return None
     modules = list(anchor.modules)
     if parent.kind == "lora":
-        if model.adapter is None or under is None:
+        if under is None:
             return None
+        if model.adapter is None:  # whole weights: the merged adapter perhaps, but not its base
+            return False if _is_start(under, None, anchor, model) else None
         adapter = _digest(model.adapter, None, "lora", modules)
         base = _is_start(under, None, anchor, model.model_copy(update={"adapter": None}))
         if base is False or (adapter is not None and adapter != parent.sha256):
