@@ -92,7 +92,7 @@ def sweep() -> list[RunRecord]:
             for seed in (1,) if defence == "aligned" else (1, 2, 3):
                 labels = {"defence": defence, "task": task, "model": "tiny", "p": "0.1"}
                 if (defence, task, seed) == ("lisa", "sst2", 3):
-                    error = "/home/someone/runs/7/adapter could not be written (disk full)."
+                    error = "/srv/someone/runs/7/adapter could not be written (disk full)."
                     runs.append(failed(labels, seed, error))
                 elif (defence, task, seed) == ("safe-lora", "agnews", 2):
                     dirty = "89abcdef" * 5 + "-dirty"

@@ -25,7 +25,7 @@ from anchortune.report.sweep_load import (
 from anchortune.report.sweep_plots import PlotOptions, draw
 from anchortune.report.sweep_table import Table, TableOptions, build
 from tests.report.golden_sweep import FOLDER, made, table
-from tests.report.sweep_records import curves, failed, measured, outcome, sweep, write
+from tests.report.sweep_records import curves, failed, measured, outcome, run, sweep, write
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_the_order_of_files_changes_no_byte(tmp_path: Path) -> None:
 def test_no_path_and_no_verdict_shows(whole: Table) -> None:
     for form in ("markdown", "latex", "csv", "json"):
         text = render(whole, form)
-        assert "/home" not in text
+        assert "/srv" not in text
         assert "someone" not in text
         assert "q001" not in text
 
@@ -242,6 +242,91 @@ def test_the_frontier_is_of_what_none_beats_on_both() -> None:
 
     points = [(5, 80), (10, 90), (12, 85), (50, 95), (50, 94), (10, 90)]
     assert frontier(points) == [(5, 80), (10, 90), (50, 95)]
+
+
+def many(untrained: float = 0.05) -> list[RunRecord]:
+    """Fourteen trained arms close together, one that learnt nothing, and an untrained one."""
+    runs = [measured({"defence": "aligned"}, 1, 0.06, untrained)]
+    runs += [measured({"defence": f"arm{i:02d}"}, 1, 0.04 * i, 0.85, n=50) for i in range(1, 15)]
+    return [*runs, measured({"defence": "idle"}, 1, 0.5, 0.06)]
+
+
+def test_many_arms_are_numbered_beside_a_legend() -> None:
+    from matplotlib.text import Text
+
+    from anchortune.report.sweep_plots import figure_of
+
+    figure = figure_of(many(), PlotOptions())
+    axes, [legend] = figure.axes[0], figure.legends
+    names = [text.get_text() for text in legend.get_texts()]
+    assert names == [f"{i}  arm{i:02d}" for i in range(1, 15)]
+    figure.draw_without_rendering()
+    renderer = figure.canvas.get_renderer()
+    # An annotation's own box holds its line too.
+    boxes = {t.get_text(): Text.get_window_extent(t, renderer) for t in axes.texts}
+    assert {str(i) for i in range(1, 15)} < set(boxes)
+    far = sorted(set(boxes) - {str(i) for i in range(1, 15)})
+    assert [name.partition(" ")[0] for name in far] == ["aligned", "idle"]
+    page = figure.bbox
+    boxes["legend"] = legend.get_window_extent(renderer)
+    for box in boxes.values():
+        assert page.x0 <= box.x0 < box.x1 <= page.x1
+        assert page.y0 <= box.y0 < box.y1 <= page.y1
+    # Lines of what is far off are within the panel.
+    low, high = axes.get_ylim()
+    levels = [line.get_ydata()[0] for line in axes.lines if line.get_linestyle() in (":", "--")]
+    assert len(levels) == 2
+    assert all(low < level < high for level in levels)
+
+
+def test_an_arm_that_learnt_nothing_is_far_off_only_among_many() -> None:
+    from anchortune.report.sweep_arms import Arm, Point, far_off
+    from anchortune.report.sweep_stats import Estimate
+
+    def arm(name: str, rate: float) -> Arm:
+        one = Estimate(rate, rate - 0.02, rate + 0.02, (1,), 9, 0, 9, ("s",), ())
+        return Arm(name, (Point(None, (one, one)),), False, name == "aligned")
+
+    arms = [arm("aligned", 0.1), arm("idle", 0.2), *(arm(f"a{i}", 0.8 + i / 100) for i in range(9))]
+    assert [one.name for one in far_off(arms, crowded=True)] == ["aligned", "idle"]
+    assert far_off(arms, crowded=False) == []  # idle stretches the panel anyhow
+    assert far_off(arms[:1], crowded=True) == []
+
+
+def test_a_line_that_ends_early_is_named_at_its_end() -> None:
+    from anchortune.report.sweep_plots import figure_of
+
+    runs = [run for run in curves() if run.labels.get("operator") != "none"]
+    runs += [
+        r for r in curves() if r.labels.get("operator") == "none" and float(r.labels["lam"]) < 1
+    ]
+    figure = figure_of(runs, PlotOptions("curve", "lam", ("operator",)))
+    for axes in figure.axes:
+        [short] = [text for text in axes.texts if text.get_text() == "none"]
+        assert short.xy[0] == pytest.approx(0.1)
+        assert any(text.get_text() == "gram" and text.xy[0] == 1.0 for text in axes.texts)
+
+
+def test_answers_without_a_verdict_are_a_share_and_the_worst_cells() -> None:
+    def judged(defence: str, task: str, blanks: int) -> RunRecord:
+        marks = [None] * blanks + [0] * (50 - blanks)
+        found = [outcome("harm", marks, "s", "j"), outcome("accuracy", [1] * 50, task)]
+        return run({"defence": defence, "task": task}, 1, found)
+
+    def note(*runs: RunRecord) -> str:
+        text = render(build(runs, TableOptions()), "markdown")
+        return next((line for line in text.splitlines() if "without a verdict" in line), "")
+
+    aligned = run({"defence": "aligned"}, 1, judged("aligned", "a", 4).outcomes)
+    told = note(aligned, judged("sft", "a", 3), judged("sft", "b", 2), judged("asft", "b", 0))
+    # The model before fine-tuning stands in both columns, and was asked once.
+    assert told == (
+        "Answers without a verdict, not counted: 9 of 200 (4.5 %); more than 5 %: "
+        "aligned, HS 4 of 50 (8.0 %); sft, a, HS 3 of 50 (6.0 %)."
+    )
+    told = note(judged("sft", "a", 1), judged("asft", "a", 2))
+    assert told.endswith("3 of 100 (3.0 %); most: asft, HS 2 of 50 (4.0 %).")
+    assert note(judged("sft", "a", 0), judged("asft", "a", 0)) == ""
 
 
 def test_names_at_lines_ends_do_not_collide() -> None:

@@ -96,10 +96,28 @@ def frontier_of(arms: Sequence[Arm], specs: Sequence[Spec]) -> list[tuple[float,
     return [(up * cost, -right * gain) for cost, gain in frontier(points)]
 
 
-def is_far(rate: Estimate, arms: Sequence[Arm]) -> bool:
-    """Whether showing this accuracy would leave the trained arms less than half the width."""
-    others = [point.rates[1] for arm in arms if not arm.untrained for point in arm.points]
-    if not others:
-        return False
-    low, high = min(one.low for one in others), max(one.high for one in others)
-    return max(high, rate.high) - min(low, rate.low) > 2 * (high - low)
+def far_off(arms: Sequence[Arm], crowded: bool) -> list[Arm]:
+    """The arms of one point whose accuracy would squeeze the others into less than half the width.
+
+    Args:
+        arms: of a panel.
+        crowded: whether trained arms may be meant too: those outside the narrowest range that
+            holds three quarters of the trained arms' points. Else only models before fine-tuning.
+    """
+    points = [point.rates[1] for arm in arms if not arm.untrained for point in arm.points]
+    if not points:
+        return []
+    if crowded:
+        points.sort(key=lambda rate: rate.value)
+        count = -(-3 * len(points) // 4)
+        windows = [points[at : at + count] for at in range(len(points) - count + 1)]
+        points = min(windows, key=lambda window: window[-1].value - window[0].value)
+    low, high = min(one.low for one in points), max(one.high for one in points)
+    return [
+        arm
+        for arm in arms
+        if len(arm.points) == 1
+        and (arm.untrained or crowded)
+        and max(high, arm.points[0].rates[1].high) - min(low, arm.points[0].rates[1].low)
+        > 2 * (high - low)
+    ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,10 @@ class Style:
     colour: str
     marker: str
     hollow: bool = False
+
+
+BEFORE = Style(GREY, "D", hollow=True)
+"""Of a model before fine-tuning."""
 
 
 def styles(names: Sequence[str]) -> dict[str, Style]:
@@ -43,8 +47,8 @@ class Labels:
     """What is to be written into a panel, in data units.
 
     Attributes:
-        points: x, y, text (empty: a point to keep clear of), and the colour of a path's value;
-            a name has none.
+        points: x, y, text (empty: a point to keep clear of), and the colour of what only its
+            colour ties to its point: a path's value, a number; a name has none.
         lines: x and y of one end and of the other: what texts should not cross.
         edge: height and text of what is written at the left edge.
     """
@@ -59,6 +63,7 @@ _WAYS = ((1, 1), (1, -1), (-1, 1), (-1, -1), (1, 0), (-1, 0), (0, 1), (0, -1))
 _ACROSS = {1: "left", -1: "right", 0: "center"}
 _UP = {1: "bottom", -1: "top", 0: "center"}
 _LINE_COST = 6.0  # of a pixel of a line under a text, against a pixel of another text
+_OUTSIDE_COST = 40.0  # of a pixel beyond the panel: never, as long as there is room inside
 _NEAR = 16  # points; a label further off is tied to its point by a line
 
 
@@ -70,8 +75,8 @@ def label_points(axes: Any, labels: Labels) -> None:
         labels: of it.
     """
     renderer = axes.figure.canvas.get_renderer()
-    frame = axes.get_window_extent(renderer)
-    inside = (frame.x0, frame.y0, frame.x1 + 8, frame.y1 + 8)
+    frame, page = axes.get_window_extent(renderer), axes.figure.bbox
+    inside = (frame.x0, frame.y0, min(frame.x1 + 8, page.x1 - 2), min(frame.y1 + 8, page.y1 - 2))
     # Of each box what a covered square pixel costs.
     taken: list[tuple[Box, float]] = []
     for x, y, _, _ in labels.points:
@@ -84,8 +89,29 @@ def label_points(axes: Any, labels: Labels) -> None:
     # Names first: they need more room than the values of a path.
     for x, y, text, colour in sorted(labels.points, key=lambda label: label[3] is not None):
         if text:
-            look = (8.0, DARK) if colour is None else (7.0, darker(colour))
+            look = (8.0, DARK) if colour is None else (7.5, darker(colour))
             taken.append((_place(axes, (x, y), text, look, taken, inside, renderer), 1.0))
+
+
+def numbered_legend(figure: Any, looks: Mapping[str, Style], rows: int) -> None:
+    """Writes the arms' names and numbers, counted from 1, beside the panels.
+
+    Args:
+        figure: with a constrained layout, which makes room.
+        looks: name -> style, in order.
+        rows: most in one column.
+    """
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], color=style.colour, marker=style.marker, ms=5.5, mew=1.1, ls="none",
+               mfc="white" if style.hollow else style.colour, label=f"{number}  {name}")
+        for number, (name, style) in enumerate(looks.items(), 1)
+    ]  # fmt: skip
+    figure.legend(
+        handles=handles, loc="outside right upper", ncols=-(-len(handles) // rows), frameon=False,
+        fontsize=8, handletextpad=0.2, columnspacing=0.8, labelspacing=0.45,
+    )  # fmt: skip
 
 
 def darker(colour: str) -> str:
@@ -129,10 +155,11 @@ def _place(
     for far in (6, 11, 20, 32, 46):
         for rank, (right, up) in enumerate(_WAYS):
             reach = far * (0.72 if right and up else 1.0)
+            leader = {"arrowstyle": "-", "color": look[1], "lw": 0.5} if far > _NEAR else None
             note = axes.annotate(
                 text, point, (right * reach, up * reach), textcoords="offset points",
                 ha=_ACROSS[right], va=_UP[up], color=look[1], fontsize=look[0], zorder=5,
-                arrowprops={"arrowstyle": "-", "color": GREY, "lw": 0.5} if far > _NEAR else None,
+                arrowprops=leader,
             )  # fmt: skip
             box = _extent(note, renderer)
             cost = 4.0 * far + 2.0 * rank + _cost(box, taken, inside)
@@ -142,7 +169,7 @@ def _place(
 
 def _cost(box: Box, taken: Sequence[tuple[Box, float]], inside: Box) -> float:
     covered = sum(weight * _overlap(box, other) for other, weight in taken)
-    return covered + 8.0 * _outside(box, inside)
+    return covered + _OUTSIDE_COST * _outside(box, inside)
 
 
 def _keep_best(tries: list[tuple[float, int, Any, Box]]) -> Box:

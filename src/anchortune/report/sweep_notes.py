@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from anchortune.report.runs import RunRecord
 from anchortune.report.sweep_grid import row_name
@@ -99,16 +99,18 @@ def _counted(table: Table, spec: Spec) -> str:
 
 def _exceptions(table: Table, seeds: Sequence[int]) -> list[str]:
     grid, notes = table.grid, []
-    fewer, unscored, dirty = [], [], []
+    fewer, dirty = [], []
+    shares: dict[tuple[str, str], tuple[int, int]] = {}  # of a cell: without a verdict, asked
     for row, cells in zip(grid.row_keys, table.cells, strict=True):
         for column, cell in zip(table.columns, cells, strict=True):
             name = ", ".join(filter(None, (row_name(row), column.key)))
             found = cell.estimate
             if found is None:
                 continue
-            if found.unscored:
-                unscored.append(f"{name}, {measure_title(column.spec)}: {found.unscored}")
             trained = not grid.group(row, column.key).untrained
+            # A model before fine-tuning may stand in every column: it was asked once.
+            own = name if trained or len(found.sets) != 1 else row_name(row)
+            shares[own, measure_title(column.spec)] = found.unscored, found.asked
             if trained and len(found.seeds) < len(seeds):
                 fewer.append(f"{name}: {', '.join(map(str, found.seeds))}")
             if cell.dirty:
@@ -118,8 +120,8 @@ def _exceptions(table: Table, seeds: Sequence[int]) -> list[str]:
         notes.append(f"{len(told)} of {grid.runs} runs failed: {listed(told, 20, '; ')}.")
     if fewer:
         notes.append(f"Fewer seeds: {listed(list(dict.fromkeys(fewer)), 20, '; ')}.")
-    if unscored:
-        notes.append(f"Answers without a verdict, not counted: {listed(unscored, 20, '; ')}.")
+    if sentence := _unscored(shares):
+        notes.append(sentence)
     if dirty:
         names = listed(list(dict.fromkeys(dirty)), 20, "; ")
         notes.append(f"† Made from a working tree with uncommitted changes: {names}.")
@@ -134,6 +136,28 @@ def _exceptions(table: Table, seeds: Sequence[int]) -> list[str]:
         ]
         notes.append(f"Code at commit {listed(told)}.")
     return notes
+
+
+def _unscored(shares: Mapping[tuple[str, str], tuple[int, int]]) -> str:
+    """How many answers have no verdict, and the cells where they are more than one in twenty."""
+    some = sorted(
+        (-none / asked, f"{cell}, {measure} {_of(none, asked)}")
+        for (cell, measure), (none, asked) in shares.items()
+        if none
+    )
+    if not some:
+        return ""
+    # Measures that a verdict can fail: answers held against targets would water the share down.
+    judged = {measure for (_, measure), (none, _) in shares.items() if none}
+    counted = [share for (_, measure), share in shares.items() if measure in judged]
+    total = _of(sum(none for none, _ in counted), sum(asked for _, asked in counted))
+    many = [told for share, told in some if share < -0.05]
+    more = f"more than 5 %: {listed(many, 8, '; ')}" if many else f"most: {some[0][1]}"
+    return f"Answers without a verdict, not counted: {total}; {more}."
+
+
+def _of(part: int, whole: int) -> str:
+    return f"{part} of {whole} ({100 * part / whole:.1f} %)"
 
 
 def _failure(run: RunRecord) -> str:

@@ -10,14 +10,16 @@ from typing import Any, Literal
 
 from anchortune.files import atomic_path
 from anchortune.report.runs import RunRecord
-from anchortune.report.sweep_arms import Arm, arms_of, frontier_of, is_far
+from anchortune.report.sweep_arms import Arm, arms_of, far_off, frontier_of
 from anchortune.report.sweep_drawing import (
+    BEFORE,
     DARK,
     GREY,
     Labels,
     Style,
     column_of_labels,
     label_points,
+    numbered_legend,
     styles,
 )
 from anchortune.report.sweep_grid import Grid, lay_out
@@ -35,6 +37,7 @@ from anchortune.report.sweep_table import NAMES, usual_measures
 
 ENDINGS = (".png", ".svg", ".pdf")
 _DEFENCE = "defence"
+_MOST_NAMES = 12  # of more arms a panel shows numbers, and a legend beside it their names
 
 
 @dataclass(frozen=True)
@@ -121,21 +124,35 @@ def _pareto(grid: Grid, up: Spec, right: Spec, options: PlotOptions) -> Any:
     if not any(arms):
         raise SweepError("No cell has both measures; there is nothing to draw.")
     look = styles([arm.name for some in arms for arm in some if not arm.untrained])
+    look |= {arm.name: BEFORE for some in arms for arm in some if arm.untrained}
+    crowded = max(map(len, arms)) > _MOST_NAMES
+    far = [far_off(some, crowded) for some in arms]
+    numbers: dict[str, int] = {}
+    if crowded:
+        shown = (a.name for some, off in zip(arms, far, strict=True) for a in some if a not in off)
+        numbers = {name: place for place, name in enumerate(dict.fromkeys(shown), 1)}
     across = min(3, len(panels))
     down = -(-len(panels) // across)
-    width = 6.4 if len(panels) == 1 else 4.4 * across
-    figure: Any = Figure(figsize=(width, 4.6 * down + 0.2), layout="constrained")
+    width = (6.4 if len(panels) == 1 else 4.4 * across) + 2.2 * crowded
+    height = (5.6 if crowded else 4.6) * down + 0.2
+    figure: Any = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     all_axes = figure.subplots(down, across, squeeze=False).ravel()
     for axes in all_axes[len(panels) :]:
         axes.set_visible(False)
     todo = []
-    for axes, (title, _), some in zip(all_axes, panels, arms, strict=False):
+    for axes, (title, _), some, off in zip(all_axes, panels, arms, far, strict=False):
         if title is not None:
             axes.set_title(title, loc="left", fontsize=10)
-        todo.append((axes, _pareto_panel(axes, some, (up, right), look, options.x)))
+        far_lines = [_far_line(axes, arm, look[arm.name], NAMES[right.measure]) for arm in off]
+        near = [arm for arm in some if arm not in off]
+        labels = _pareto_panel(axes, near, (up, right), look, numbers, options.x)
+        labels.edge.extend(far_lines)
+        todo.append((axes, labels))
         axes.set_xlabel(_axis_label(right))
         axes.set_ylabel(_axis_label(up))
+    if numbers:
+        numbered_legend(figure, {name: look[name] for name in numbers}, rows=26 * down)
     steps = any(len(frontier_of(some, (up, right))) > 1 for some in arms)
     _caption(figure, grid, (up, right), width, _pareto_caption(options.x, steps))
     figure.draw_without_rendering()
@@ -159,20 +176,17 @@ def _pareto_panel(
     arms: Sequence[Arm],
     specs: Sequence[Spec],
     look: Mapping[str, Style],
+    numbers: Mapping[str, int],
     x: str | None,
 ) -> Labels:
     """Draws one panel; returns what is to be labelled, and what labels should keep clear of."""
     labels = Labels()
     for arm in arms:
-        style = Style(GREY, "D", hollow=True) if arm.untrained else look[arm.name]
+        style = look[arm.name]
         ups, rights = zip(*(point.rates for point in arm.points), strict=True)
         ys, xs = _percents(ups), _percents(rights)
-        if arm.untrained and is_far(rights[0], arms):
-            axes.axhline(ys[0], color=GREY, lw=1.1, ls=":", zorder=1)
-            labels.edge.append((ys[0], f"{arm.name} (accuracy {xs[0]:.1f})"))
-            continue
         axes.errorbar(xs, ys, xerr=_bars(rights), yerr=_bars(ups), fmt="none",
-                      ecolor=style.colour, elinewidth=0.9, alpha=0.45, zorder=2)  # fmt: skip
+                      ecolor=style.colour, elinewidth=0.6, alpha=0.4, zorder=2)  # fmt: skip
         axes.plot(xs, ys, color=style.colour, lw=1.4, ls="-" if len(xs) > 1 else "none",
                   marker=style.marker, ms=6.5, mew=1.2, zorder=3,
                   mfc="white" if style.hollow else style.colour)  # fmt: skip
@@ -180,10 +194,11 @@ def _pareto_panel(
         for place, (point, up, right) in enumerate(zip(arm.points, ups, rights, strict=True)):
             labels.lines.append((100 * right.low, ys[place], 100 * right.high, ys[place]))
             labels.lines.append((xs[place], 100 * up.low, xs[place], 100 * up.high))
-            told = arm.name if place == len(xs) - 1 else ""
+            told = str(numbers.get(arm.name, arm.name)) if place == len(xs) - 1 else ""
             value = point.at if x is not None and not arm.flat else None
             text = f"{told} ({value})" if told and value else told or value or ""
-            labels.points.append((xs[place], ys[place], text, None if told else style.colour))
+            plain = told and not numbers
+            labels.points.append((xs[place], ys[place], text, None if plain else style.colour))
     _draw_frontier(axes, arms, specs)
     axes.grid(alpha=0.25, lw=0.6)
     axes.spines[["top", "right"]].set_visible(False)
@@ -193,6 +208,13 @@ def _pareto_panel(
     low, high = axes.get_xlim()
     axes.set_xlim(max(low, -2.0), min(high, 102.0))
     return labels
+
+
+def _far_line(axes: Any, arm: Arm, style: Style, measure: str) -> tuple[float, str]:
+    """Draws an arm far off as a level line; returns its height, and its name for the edge."""
+    up, right = _percents(arm.points[0].rates)
+    axes.axhline(up, color=style.colour, lw=1.1, ls=":" if arm.untrained else "--", zorder=1)
+    return up, f"{arm.name} ({measure} {right:.1f})"
 
 
 def _draw_frontier(axes: Any, arms: Sequence[Arm], specs: Sequence[Spec]) -> None:
@@ -237,8 +259,9 @@ def _curves(grid: Grid, specs: Sequence[Spec], options: PlotOptions) -> Any:
         axes.annotate("x" * longest, (1.02, 0.5), xycoords="axes fraction", alpha=0, fontsize=8)
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
-    for axes, labels in todo:
-        column_of_labels(axes, labels)
+    for axes, (ends, labels) in todo:
+        column_of_labels(axes, ends)
+        label_points(axes, labels)
     return figure
 
 
@@ -248,9 +271,14 @@ def _curve_panel(
     place: int,
     xs: Mapping[str, float],
     look: Mapping[str, Style],
-) -> list[tuple[float, str, str]]:
-    """Draws one measure; returns height, name and colour of every line's end."""
-    labels = []
+) -> tuple[list[tuple[float, str, str]], Labels]:
+    """Draws one measure.
+
+    Returns:
+        Height, name and colour of every line that reaches the right edge, and the names of those
+        that end before it.
+    """
+    ends, labels = [], Labels()
     heights: list[float] = []
     for arm in arms:
         rates = [point.rates[place] for point in arm.points]
@@ -258,19 +286,24 @@ def _curve_panel(
         ys = _percents(rates)
         if arm.flat:
             axes.axhline(ys[0], color=GREY, lw=1.1, ls=":" if arm.untrained else "--", zorder=1)
-            labels.append((ys[0], arm.name, GREY))
+            ends.append((ys[0], arm.name, GREY))
             continue
         style = look[arm.name]
         at = [xs[point.at] for point in arm.points if point.at is not None]
         lows, highs = [100 * rate.low for rate in rates], [100 * rate.high for rate in rates]
         axes.fill_between(at, lows, highs, color=style.colour, alpha=0.13, lw=0, zorder=2)
         axes.plot(at, ys, color=style.colour, lw=1.6, marker=style.marker, ms=5.5, zorder=3)
-        labels.append((ys[-1], arm.name, style.colour))
+        labels.lines.extend(zip(at, ys, at[1:], ys[1:], strict=False))
+        labels.points.extend((x, y, "", None) for x, y in zip(at, ys, strict=True))
+        if at[-1] == max(xs.values()):
+            ends.append((ys[-1], arm.name, style.colour))
+        else:
+            labels.points.append((at[-1], ys[-1], arm.name, style.colour))
     pad = 0.04 * (max(heights) - min(heights)) + 0.5
     axes.set_ylim(max(-1.0, min(heights) - pad), min(101.0, max(heights) + pad))
     axes.grid(alpha=0.25, lw=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    return labels
+    return ends, labels
 
 
 def _scale(axes: Any, name: str, xs: Mapping[str, float]) -> None:
@@ -312,8 +345,10 @@ def _axis_label(spec: Spec) -> str:
 def _caption(figure: Any, grid: Grid, specs: Sequence[Spec], width: float, more: str) -> None:
     """What was counted, small, under the panels."""
     seeds = seeds_of(grid.groups())
-    over = f"Mean over seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else "One seed"
-    parts = [f"{over}, 95 % intervals."]
+    over = f"Mean over seeds {', '.join(map(str, seeds))}, " if len(seeds) > 1 else ""
+    if len(seeds) == 1:
+        over = f"Seed {seeds[0]}, "
+    parts = [f"{over}95 % intervals."]
     for spec in specs:
         found = [one for group in grid.groups() if (one := estimate(group, spec)) is not None]
         sizes = sorted({one.n for one in found})

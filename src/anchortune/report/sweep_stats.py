@@ -76,6 +76,7 @@ class Estimate:
         seeds: those with a verdict.
         n: different prompts with a verdict.
         unscored: (seed, prompt) pairs without one.
+        asked: (seed, prompt) pairs, with one or without.
         sets: names of the prompt sets counted.
         judges: whose verdicts; none where answers are held against targets.
     """
@@ -86,6 +87,7 @@ class Estimate:
     seeds: tuple[int, ...]
     n: int
     unscored: int
+    asked: int
     sets: tuple[str, ...]
     judges: tuple[str, ...]
 
@@ -243,7 +245,8 @@ def estimate(group: Group, spec: Spec) -> Estimate | None:
     """The cell's rate; None where no prompt has a verdict."""
     by_seed = {run.seed: marks_of(group, run, spec) for run in group.runs}
     items = sorted({item for marks in by_seed.values() for item in marks})
-    unscored = sum(mark is None for marks in by_seed.values() for mark in marks.values())
+    asked = [mark for marks in by_seed.values() for mark in marks.values()]
+    unscored = asked.count(None)
     scored = {
         seed: [marks.get(item) for item in items]
         for seed, marks in by_seed.items()
@@ -258,7 +261,9 @@ def estimate(group: Group, spec: Spec) -> Estimate | None:
     sets = tuple(sorted({name for name, _ in items}))
     counted = [outcome for run in group.runs for outcome in chosen(group, run, spec)]
     judges = tuple(sorted({one.judge for one in counted if one.judge is not None}))
-    return Estimate(rate.mean, rate.low, rate.high, tuple(scored), n, unscored, sets, judges)
+    return Estimate(
+        rate.mean, rate.low, rate.high, tuple(scored), n, unscored, len(asked), sets, judges
+    )
 
 
 def contrast(first: Group, second: Group, spec: Spec) -> Contrast | None:
