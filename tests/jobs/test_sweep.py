@@ -15,8 +15,11 @@ from anchortune.jobs.pool import in_this_process
 from anchortune.jobs.sweep import Run, Sweep
 from anchortune.record import read_record
 from anchortune.report.runs import RunRecord
+from tests import tiny
 from tests.jobs.conftest import write_rows
 from tests.jobs.sweeps import made, records, result, sweep_tree
+
+LISA_BASE = {"name": "lisa", "start": "base"}
 
 
 def do(sweep: Sweep, before: float | None = None) -> list[str]:
@@ -203,6 +206,24 @@ def test_a_failed_run_is_recorded_and_the_others_go_on(
     assert do(sweep, before=time.time()) == ["defence sft, rows 1000, seed 0: failed"]
 
 
+def test_an_anchor_of_another_model_fails_before_any_training(
+    whole: tuple[dict[str, Any], Path], tmp_path: Path, llama_base: Path
+) -> None:
+    from anchortune.anchor.anchor import Anchor
+
+    tree, root = whole
+    other = tiny.tiny_llama(tmp_path / "other", seed=9)
+    path = tmp_path / "anchor.safetensors"
+    Anchor.from_checkpoints(other, llama_base, target_modules=["q_proj", "v_proj"]).save(path)
+    axes = {"defence": {"safe-lora": {"defence": ["safe-lora"], "anchor": {"path": str(path)}}}}
+    changed = made(tree, axes=axes, defaults={"training": {"max_steps": 3}})
+    before = len(list((root / "work" / "train").iterdir()))
+    assert do(Sweep(changed)) == ["defence safe-lora, seed 0: failed"]
+    assert len(list((root / "work" / "train").iterdir())) == before
+    [record] = [run for run in records(root / "results").values() if run.state == "failed"]
+    assert "holds other weights than" in str(record.error)
+
+
 def test_one_run_under_two_labels_is_refused(whole: tuple[dict[str, Any], Path]) -> None:
     tree, _ = whole
     axes = {"defence": {"sft": {}, "plain": {}}}
@@ -218,6 +239,21 @@ def test_one_run_under_two_labels_is_refused(whole: tuple[dict[str, Any], Path])
             {"axes": {"defence": {"x": {"defence": ["asft-alt"]}}}},
             ConfigError,
             "asft-alt needs harmful_anchor",
+        ),
+        (
+            {"axes": {"defence": {"x": {"defence": ["safe-lora"], "lora": None}}}},
+            ConfigError,
+            "x: defence safe-lora mends a LoRA update and lora is null",
+        ),
+        (
+            {"axes": {"defence": {"x": {"defence": [LISA_BASE, "safe-lora"]}}}},
+            ConfigError,
+            "starts from the base model, but safe-lora measures from the aligned one",
+        ),
+        (
+            {"axes": {"defence": {"x": {"defence": ["bea", "ptst"]}}}},
+            ConfigError,
+            "bea and ptst each bring a system prompt",
         ),
         ({"axes": {"d": {"x": {"mix.benign": "nowhere.jsonl"}}}}, AnchortuneError, "nowhere.jsonl"),
         ({"axes": {"d": {"x": {"mix.benign": "data:a.jsonl"}}}}, DataError, "ANCHORTUNE_DATA"),

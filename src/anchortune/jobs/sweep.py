@@ -34,6 +34,7 @@ from anchortune.jobs.sweep_inputs import (
 )
 from anchortune.jobs.sweep_store import SHORT, Store
 from anchortune.report.runs import RunRecord, read_run, run_text
+from anchortune.training.defended import as_defences, check_together
 
 logger = logging.getLogger(__name__)
 State = Literal["complete", "failed", "running", "missing"]
@@ -286,12 +287,16 @@ def _is_file(path: str) -> bool:
 
 
 def check_cell(cell: Cell) -> None:
-    """Raises where a cell lacks what its defences need.
+    """Raises where a cell lacks what its defences need, or they cannot be in one run.
 
     Raises:
         ConfigError: naming the cell and the key.
     """
     config = cell.config
+    try:
+        check_together(as_defences(config.defence), config.lora, penalised=False)
+    except ConfigError as error:
+        raise ConfigError(f"{', '.join(cell.labels.values())}: {error}") from None
     needed = needs_of(config.defence)
     given = {
         "anchor": base_of(config) is not None

@@ -20,7 +20,7 @@ from anchortune.config_defences import AnchorRef
 from anchortune.config_io import validate
 from anchortune.data.mix import FACTS_SUFFIX
 from anchortune.defences.base import Anchors
-from anchortune.errors import ConfigError
+from anchortune.errors import AnchorError, ConfigError
 from anchortune.evaluation.ask import ask, free_memory
 from anchortune.evaluation.config import CandidateSection, EvalConfig
 from anchortune.evaluation.judges.base import Judge
@@ -138,7 +138,7 @@ class _Making:
     def _timed(self, name: str) -> Iterator[None]:
         started = time.perf_counter()
         yield
-        self.timings[name] = time.perf_counter() - started
+        self.timings[name] = self.timings.get(name, 0.0) + time.perf_counter() - started
 
     def outcomes(self) -> list[Outcome]:
         """Trains where there is anything to train, and measures."""
@@ -166,40 +166,55 @@ class _Making:
     def _trained(self, start: ModelSection) -> _Model:
         """The run's model, from its training (shared with runs that differ afterwards) on."""
         from anchortune.models.load import load_tokenizer
-        from anchortune.training.defended import (
-            apply_after,
-            as_defences,
-            load_anchors,
-            overrides,
-            split_chain,
-        )
+        from anchortune.training.defended import apply_after, as_defences, overrides, split_chain
 
         during, afterwards = split_chain(self._cell.defence)
-        methods = as_defences(self._cell.defence)
-        if any(method.start_from() == "base" for method in methods):
+        if any(method.start_from() == "base" for method in as_defences(during)):
             start = runnable(self._store, self._base())
+        mends = [one for one in as_defences(afterwards) if overrides(one, "after")]
+        anchors = self._anchors_of(mends, start)
         record, folder = self._training(during, start)
         self.numbers |= training_figures(record)
         adapter: Path | None = folder / record.outputs["path"]
         if self._cell.lora is None:
             full = ModelSection(path=str(adapter), trust_remote_code=start.trust_remote_code)
             start, adapter = full, None
-        mends = [one for one in as_defences(afterwards) if overrides(one, "after")]
-        if mends:
-            if adapter is None:
-                raise ConfigError(f"{mends[0].label} mends an adapter, and lora is null.")
-            needed = needs_of(mends)
-            anchors = load_anchors(
-                self._anchor() if "anchor" in needed else None,
-                self._cell.harmful_anchor if "harmful_anchor" in needed else None,
-            )
+        if mends and adapter is not None:
             with self._timed("after_s"):
-                apply_after(mends, anchors or Anchors(), adapter, self._folder / "adapter")
+                apply_after(mends, anchors, adapter, self._folder / "adapter")
             adapter = self._folder / "adapter"
-        tokenizer = load_tokenizer(start)
-        prompts = [method.system_prompt(tokenizer) for method in methods]
-        system = "\n\n".join(prompt for prompt in prompts if prompt is not None)
-        return _Model(start, adapter, system or None)
+        system = record.outputs.get("system_prompt")  # of its own tokenizer, as it was trained
+        if system is None:
+            tokenizer = load_tokenizer(start)
+            prompts = [one.system_prompt(tokenizer) for one in as_defences(afterwards)]
+            system = next((prompt for prompt in prompts if prompt is not None), None)
+        return _Model(start, adapter, system)
+
+    def _anchors_of(self, mends: list[Any], start: ModelSection) -> Anchors:
+        """What the methods after training measure against, held against the start model."""
+        from anchortune.training.anchored import check_parent
+        from anchortune.training.defended import load_anchors
+
+        needed = needs_of(mends)
+        aligned = self._anchor() if "anchor" in needed else None
+        harmful = self._cell.harmful_anchor if "harmful_anchor" in needed else None
+        anchors = load_anchors(aligned, harmful)
+        for key, ref, anchor, parent in (
+            ("anchor", aligned, anchors.aligned, "aligned"),
+            ("harmful_anchor", harmful, anchors.harmful, "base"),
+        ):
+            if ref is None or anchor is None:
+                continue
+            if key == "anchor" and anchor.metadata.harmful is not None:
+                raise AnchorError(
+                    f"{ref.path} is a harmful anchor and no anchor of aligned - base; give it as "
+                    "harmful_anchor."
+                )
+            check_parent(
+                anchor, start, (parent,), ref.path, f"{key}.allow_other_start",
+                ref.allow_other_start,
+            )  # fmt: skip
+        return anchors
 
     def _anchor(self) -> AnchorRef:
         """The given anchor, or the one that is built for all runs that need the same."""

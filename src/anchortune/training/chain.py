@@ -22,7 +22,7 @@ from anchortune.training.anchored import (
     materialise_adapter,
 )
 from anchortune.training.batches import Answers, TokenisedData, read_answers
-from anchortune.training.defended import load_anchors, overrides, refuse_transposed
+from anchortune.training.defended import check_together, load_anchors, overrides, refuse_transposed
 from anchortune.training.template import Encoded, Template
 
 _NEEDS = {
@@ -122,11 +122,16 @@ def plan_chain(config: TrainConfig | AlignConfig) -> Chain:
         return Chain([], config.model)
     defences = defences_of(config.defence)
     _check_needs(config, defences)
+    check_together(defences, config.lora, penalised=config.penalty is not None)
     start = config.model
-    if any(defence.start_from() == "base" for defence in defences):
-        start = _base_start(config, defences)
+    for defence in defences:
+        if defence.start_from() == "base":
+            if config.base is None:
+                raise ConfigError(
+                    f"defence {defence.label} needs the key 'base': {_NEEDS['base']}."
+                )
+            start = config.base
     chain = Chain(defences, start)
-    _check_combination(config, chain)
     chain.anchors = load_anchors(
         config.anchor if _reads(defences, "anchor") else None,
         config.harmful_anchor if _reads(defences, "harmful_anchor") else None,
@@ -172,41 +177,6 @@ def _check_needs(config: TrainConfig, defences: Sequence[Defence]) -> None:
                 f"the key '{name}' is given and no defence reads it ({names}); take it out, or "
                 "name a defence that does."
             )
-
-
-def _base_start(config: TrainConfig, defences: Sequence[Defence]) -> ModelSection:
-    first = next(defence for defence in defences if defence.start_from() == "base")
-    others = [d.label for d in defences if overrides(d, "before") or overrides(d, "after")]
-    if config.penalty is not None:
-        others.append("the penalty")
-    if others:
-        raise ConfigError(
-            f"defence {first.label} starts from the base model, but {others[0]} measures from the "
-            f"aligned one; take one of them out, or set start: aligned."
-        )
-    if config.base is None:
-        raise ConfigError(f"defence {first.label} needs the key 'base': {_NEEDS['base']}.")
-    return config.base
-
-
-def _check_combination(config: TrainConfig, chain: Chain) -> None:
-    for hook, what in (("task_loss", "a loss"), ("system_prompt", "a system prompt")):
-        several = chain.having(hook)
-        if len(several) > 1:
-            names = " and ".join(defence.label for defence in several)
-            raise ConfigError(f"defences {names} each bring {what} of their own; give one of them.")
-    mending = chain.having("after")
-    if mending and config.lora is None:
-        raise ConfigError(
-            f"defence {mending[0].label} mends a LoRA update and lora is null; give a lora "
-            "section, or take it out."
-        )
-    editing = chain.having("before")
-    if editing and config.lora is not None and config.lora.qlora:
-        raise ConfigError(
-            f"defence {editing[0].label} edits the start weights, which 4 bits cannot hold; set "
-            "lora.qlora to false."
-        )
 
 
 def plan_edit(chain: Chain, skeleton: Any) -> None:

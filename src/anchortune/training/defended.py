@@ -9,10 +9,11 @@ from typing import Any
 
 from anchortune.adapter.compose import CONFIG, WEIGHTS, write_adapter
 from anchortune.adapter.update import read_update, update_as_lora
+from anchortune.config import LoraSection
 from anchortune.config_defences import AnchorRef
 from anchortune.defences.base import Anchors, Defence
 from anchortune.defences.registry import defence_class, defences_of
-from anchortune.errors import TrainingError
+from anchortune.errors import ConfigError, TrainingError
 from anchortune.files import atomic_directory, sha256_file
 from anchortune.maths.lowrank import Update, add_updates
 from anchortune.record import RECORD_FILE
@@ -48,6 +49,49 @@ def split_chain(sections: Sequence[Any]) -> tuple[list[Any], list[Any]]:
         late = section.name not in _PENALTIES and not trains
         (afterwards if late else during).append(section)
     return during, afterwards
+
+
+def check_together(
+    defences: Sequence[Defence], lora: LoraSection | None, *, penalised: bool
+) -> None:
+    """Refuses methods that cannot be in one run.
+
+    Args:
+        defences: in any order.
+        lora: the adapter that is trained; None: every weight is.
+        penalised: whether the run has a penalty besides them.
+
+    Raises:
+        ConfigError: two of one kind, one that needs an adapter without one, or one that measures
+            from another start than the training's.
+    """
+    having = {
+        hook: [defence for defence in defences if overrides(defence, hook)]
+        for hook in ("before", "after", "task_loss", "system_prompt")
+    }
+    based = [defence for defence in defences if defence.start_from() == "base"]
+    others = [defence.label for defence in [*having["before"], *having["after"]]]
+    if penalised or any(defence.label in _PENALTIES for defence in defences):
+        others.append("the penalty")
+    if based and others:
+        raise ConfigError(
+            f"defence {based[0].label} starts from the base model, but {others[0]} measures from "
+            "the aligned one; take one of them out, or set start: aligned."
+        )
+    for hook, what in (("task_loss", "a loss"), ("system_prompt", "a system prompt")):
+        if len(having[hook]) > 1:
+            names = " and ".join(defence.label for defence in having[hook])
+            raise ConfigError(f"defences {names} each bring {what} of their own; give one of them.")
+    if having["after"] and lora is None:
+        raise ConfigError(
+            f"defence {having['after'][0].label} mends a LoRA update and lora is null; give a lora "
+            "section, or take it out."
+        )
+    if having["before"] and lora is not None and lora.qlora:
+        raise ConfigError(
+            f"defence {having['before'][0].label} edits the start weights, which 4 bits cannot "
+            "hold; set lora.qlora to false."
+        )
 
 
 def as_defences(chain: Sequence[Any]) -> list[Defence]:
