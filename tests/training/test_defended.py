@@ -424,6 +424,43 @@ def test_a_row_that_a_defence_makes_too_long_is_told(
         plan_stage(make(llama_aligned, data, tmp_path / "o", training={"max_length_tokens": 60}))
 
 
+def test_rows_behind_a_trigger_are_still_known_as_trained_on(
+    llama_aligned, data, refusals, tmp_path
+) -> None:
+    def plan(**changes: Any) -> Any:
+        options: dict[str, Any] = {
+            "defence": {"name": "bea", "share": 0.3, "trigger_tokens": 3},
+            "refusals": {"path": str(refusals), "max_bad_frac": 0.5},
+        }
+        return plan_stage(make(llama_aligned, data, tmp_path / "o", **options, **changes))
+
+    made = plan()
+    assert len(made.chain.given) == 12 + 4  # the user's rows, and those of the refusals it takes
+    assert not {repr(r.input_ids) for r in made.chain.given} & {
+        repr(r.input_ids) for r in made.data.rows
+    }
+    with pytest.raises(DataError, match="12 of 12 rows of eval_data are trained on"):
+        plan(eval_data={"path": str(data)})
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text(json.dumps({"prompt": "bad 1"}) + "\n" + json.dumps({"prompt": "worse"}))
+    with pytest.raises(DataError, match="1 of the 2 prompts of the probe are trained on"):
+        plan(probe={"prompts": str(asked)})
+
+
+def test_a_loss_that_looks_at_the_start_model_is_in_the_estimate(
+    llama_aligned, data, tmp_path
+) -> None:
+    def memory(**changes: Any) -> int:
+        return plan_stage(
+            make(llama_aligned, data, tmp_path / "o", **changes)
+        ).estimate.memory_bytes
+
+    assert memory(defence="first-tokens") > memory()
+    more = memory(defence="first-tokens", lora=None) - memory(lora=None)
+    weights = sum(value.numel() for value in loaded(llama_aligned).parameters()) * 4
+    assert more > weights
+
+
 def test_a_chain_is_split_into_what_trains_and_what_comes_after() -> None:
     lisa, safe, ptst = LisaSection(), SafeLoraSection(), PtstSection()
     assert split_chain([safe, lisa, ptst]) == ([lisa], [safe, ptst])

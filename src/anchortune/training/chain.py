@@ -47,6 +47,8 @@ class Chain:
         edit: what is added to the start weights before training.
         layers: the layers that are trained; None: all.
         system_prompt: what the model needs before every prompt at inference.
+        given: the sequences of the rows that are trained on as they were read, before any defence
+            put something before them: what must not be in eval_data or in a probe.
     """
 
     defences: list[Defence]
@@ -58,6 +60,7 @@ class Chain:
     edit: Update = field(default_factory=dict)
     layers: list[int] | None = None
     system_prompt: str | None = None
+    given: list[Encoded] = field(default_factory=list)
 
     def having(self, hook: str) -> list[Defence]:
         """The defences with a hook of their own."""
@@ -266,7 +269,7 @@ def mix(
     """The user's rows after every defence's ``curriculum``, as token sequences.
 
     Args:
-        chain: gets ``refusals``, ``schedules`` and ``system_prompt``.
+        chain: gets ``refusals``, ``schedules``, ``system_prompt`` and ``given``.
         config: of the run.
         answers: the user's rows.
         template: the chat template.
@@ -277,8 +280,10 @@ def mix(
         TrainingError: a defence cannot be honoured in a run of this length.
     """
     tokenizer = template.tokenizer
+    read = [answers]
     if _reads(chain.defences, "refusals"):
         safe = read_answers(config.refusals, template, max_length, config.seed)
+        read.append(safe)
         chain.refusals = safe.rows
         chain.facts["refusals"] = [report.summary() for report in safe.reports]
     for defence in chain.having("system_prompt"):
@@ -292,6 +297,13 @@ def mix(
         )
         chain.schedules.append(Schedule(steps, config.training.batch_size, config.seed))
         curriculum = defence.curriculum(curriculum, chain.refusals, chain.schedules[-1], tokenizer)
+    kept = {row.place for row in curriculum.rows}
+    chain.given = [
+        sequence
+        for one in read
+        for row, found in zip(one.rows, one.encoded, strict=True)
+        for sequence in (found if row.place in kept else [])
+    ]
     return _encoded(curriculum, answers, template, max_length)
 
 

@@ -54,6 +54,7 @@ def time_row(
     numbers: Numbers,
     shape: tuple[int, int],
     checkpointing: bool,
+    reference: bool = False,
 ) -> float | None:
     """Seconds that one row takes, forwards and backwards.
 
@@ -66,6 +67,7 @@ def time_row(
         numbers: device and dtypes.
         shape: (rows, tokens) of a batch.
         checkpointing: activations are computed twice.
+        reference: a forward pass of the start model comes on top.
 
     Returns:
         None where the architecture cannot be cut to two layers.
@@ -77,7 +79,7 @@ def time_row(
         return None
     more = max(0.0, times[1] - times[0])
     passes = 2 if lora is not None else 3
-    again = (passes + 1) / passes if checkpointing else 1.0
+    again = (passes + checkpointing + reference) / passes
     return (times[0] + (layers - 1) * more) * again / shape[0]
 
 
@@ -128,6 +130,7 @@ def estimate(
     checkpoints: int,
     seed: int,
     timed: bool,
+    reference: bool = False,
 ) -> Estimate:
     """What training takes.
 
@@ -143,6 +146,8 @@ def estimate(
         checkpoints: how many lie on disk at once.
         seed: of the shuffle.
         timed: whether to time it, which takes seconds.
+        reference: the loss looks at the start model's logits too: one more forward pass, and
+            where there is no adapter to switch off, a copy of the model.
     """
     config = skeleton.config.get_text_config()
     hidden, layers = int(config.hidden_size), int(config.num_hidden_layers)
@@ -150,7 +155,8 @@ def estimate(
     mean, longest = padded_tokens(lengths, micro, seed)
     seconds = None
     if timed:
-        row = time_row(skeleton.config, lora, numbers, (micro, round(mean)), checkpointing)
+        shape = (micro, round(mean))
+        row = time_row(skeleton.config, lora, numbers, shape, checkpointing, reference)
         seconds = None if row is None else rows_seen * row
 
     size = numbers.compute.itemsize
@@ -160,8 +166,10 @@ def estimate(
     # in float32 and once in the pass's dtype.
     wide = int(getattr(config, "intermediate_size", None) or 4 * hidden)
     kept = hidden if checkpointing else 16 * hidden + 4 * wide
-    activations = tokens * (layers * kept * size + int(config.vocab_size) * (8 + size))
+    logits = int(config.vocab_size) * (8 + size)
+    activations = tokens * (layers * kept * size + logits * (2 if reference else 1))
     # The trained weights' gradients and AdamW's two moments, float32; an adapter itself besides.
-    memory = int(total * held + trainable * (16 if lora is not None else 12) + activations)
+    copies = 2 if reference and lora is None else 1
+    memory = int(total * held * copies + trainable * (16 if lora is not None else 12) + activations)
     disk = trainable * 4 * (1 + 3 * checkpoints)
     return Estimate(seconds, memory, disk)

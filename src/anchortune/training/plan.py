@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -227,7 +228,7 @@ def plan_stage(
     eval_data = None
     if config.eval_data:
         eval_data = _read(config, config.eval_data, template, max_length)
-        _disjoint(data, eval_data)
+        _disjoint([*data.rows, *chain.given], eval_data)
     model = chain.facts.get("base") or identity(chain.start)
     folder = RunFolder(config.output, _identity(config, model, data, eval_data))
     anchor, facts = load_anchor(config, chain.anchors.aligned)
@@ -236,7 +237,7 @@ def plan_stage(
         folder.identity["defence_sha256"] = chain.hashes()
     if screened is not None:
         folder.identity["screened"] = screened.identity()
-    probe = plan_probe(config, template, data, max_length)
+    probe = plan_probe(config, template, [*data.rows, *chain.given], max_length)
     if probe is not None:
         folder.identity["probe_sha256"] = [one["sha256"] for one in probe.source["sources"]]
     state = folder.state()
@@ -259,7 +260,8 @@ def plan_stage(
     if chain.system_prompt is not None:
         notes.append("the model needs a system prompt at inference; the record will hold it")
     trained = sum(p.numel() for p in skeleton.parameters() if p.requires_grad)
-    cost = _cost(config, numbers, skeleton, trained, data, timed)
+    reference = bool(chain.having("task_loss"))
+    cost = _cost(config, numbers, skeleton, trained, data, timed, reference)
     _check_disk(folder, cost)
     timings = {"plan_s": time.perf_counter() - started}
     return Plan(
@@ -318,11 +320,11 @@ def _read(
     return tokenise(sections, template, max_length, config.seed, omitted)
 
 
-def _disjoint(data: Data, eval_data: Data) -> None:
+def _disjoint(trained: Sequence[Any], eval_data: Data) -> None:
     def key(row: Any) -> str:
         return repr(row) if isinstance(row, dict) else repr(row.input_ids)
 
-    seen = {key(row) for row in data.rows}
+    seen = {key(row) for row in trained}
     shared = sum(key(row) in seen for row in eval_data.rows)
     if shared:
         raise DataError(
@@ -355,6 +357,7 @@ def _cost(
     trained: int,
     data: Data,
     timed: bool,
+    reference: bool,
 ) -> Estimate:
     rows = len(data.rows)
     if isinstance(data, TokenisedData):
@@ -381,6 +384,7 @@ def _cost(
         checkpoints=kept if config.machine.keep_checkpoints else min(kept, 3),
         seed=config.seed,
         timed=timed,
+        reference=reference,
     )
 
 

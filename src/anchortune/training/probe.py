@@ -177,14 +177,14 @@ class Probe:
 
 
 def plan_probe(
-    config: TrainConfig | AlignConfig, template: Template, data: Any, max_length: int
+    config: TrainConfig | AlignConfig, template: Template, rows: Sequence[Any], max_length: int
 ) -> Probe | None:
     """The probe of a config, held against the rows that are trained on; None without one.
 
     Args:
         config: of the stage.
         template: of the model.
-        data: what is trained on, tokenised.
+        rows: what is trained on, tokenised.
         max_length: tokens that the model is trained to read.
 
     Raises:
@@ -199,7 +199,7 @@ def plan_probe(
             f"the longest prompt of the probe is {probe.longest} tokens with what follows it, and "
             f"at most {max_length} are read; take it out of probe.prompts."
         )
-    trained = probe.trained_on([row.input_ids for row in data.rows])
+    trained = probe.trained_on([row.input_ids for row in rows])
     if trained:
         raise DataError(
             f"{trained} of the {len(probe.prompts)} prompts of the probe are trained on, so it "
