@@ -238,6 +238,7 @@ def test_an_order_of_rows_is_trained_on_recorded_and_resumed(
     }
     record = train(make(llama_aligned, data, tmp_path / "whole", **options))
     assert record.metrics["steps"] == 12  # two epochs of three steps, and as many on refusals
+    assert record.metrics["epochs"] == 2
     assert record.inputs["data"]["added"] == {"mixed": 4}
     assert record.inputs["data"]["sequences"] == 16
     assert record.inputs["defence"]["refusals"][0]["used"] == 4
