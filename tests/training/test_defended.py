@@ -318,6 +318,9 @@ def test_lisa_base_trains_the_base_with_the_aligned_models_template(
     options["defence"] = [lisa, {"name": "safe-lora"}]
     with pytest.raises(ConfigError, match=r"needs the key 'anchor': the anchor of aligned - base"):
         plan_stage(make(llama_aligned, data, tmp_path / "p", **options))
+    first = options | {"defence": [lisa, "first-tokens"]}
+    with pytest.raises(ConfigError, match="starts from the base model, but first-tokens measures"):
+        plan_stage(make(llama_aligned, data, tmp_path / "p", **first))
     options["anchor"] = "a.safetensors"
     with pytest.raises(ConfigError, match="starts from the base model, but safe-lora measures"):
         plan_stage(make(llama_aligned, data, tmp_path / "p", **options))

@@ -70,7 +70,8 @@ def check_together(
         for hook in ("before", "after", "task_loss", "system_prompt")
     }
     based = [defence for defence in defences if defence.start_from() == "base"]
-    others = [defence.label for defence in [*having["before"], *having["after"]]]
+    measuring = ("before", "after", "task_loss")  # from weights that are meant to be aligned
+    others = [defence.label for hook in measuring for defence in having[hook]]
     if penalised or any(defence.label in _PENALTIES for defence in defences):
         others.append("the penalty")
     if based and others:
