@@ -150,6 +150,12 @@ def test_another_seed_and_another_axis_are_all_that_is_run(
     assert Sweep(config).counts() == {"complete": 4, "missing": 3}
     only = Sweep(config, {"defence": ["sft"]})
     assert do(only) == ["defence sft, seed 7: complete"]
+    for wrong, said in (
+        ({"defence": ["sft", "stf"]}, "--only defence=stf: there is aligned, sft,"),
+        ({"lam": ["1"]}, "--only lam: there is no such axis"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            _ = Sweep(config, wrong).runs
     lam = {"key": "defence.0.lam", "values": [1.0], "only": {"defence": ["asft"]}}
     renamed = Sweep(made(tree, axes=tree["axes"] | {"lam": lam}))
     assert renamed.counts() == {"complete": 3, "missing": 1}

@@ -72,6 +72,15 @@ def test_cells_left_out_and_cells_besides(tree: dict[str, Any]) -> None:
     assert mix.poison_ratio == 0.5
 
 
+def test_a_cell_besides_has_its_value_to_the_last_digit(tree: dict[str, Any]) -> None:
+    rate = {"key": "training.learning_rate", "values": [1e-4]}
+    also = [{"rate": value} for value in (3e-6, 1.23456789e-4, "5e-7")]
+    cells = made(tree, axes={"rate": rate}, also=also).cells()
+    rates = [cell.config.training.learning_rate for cell in cells]
+    assert rates == [1e-4, 3e-6, 1.23456789e-4, 5e-7]
+    assert cells[1].labels["rate"] == "3e-06"
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -108,6 +117,7 @@ def test_mistakes_are_told(tree: dict[str, Any], changes: dict[str, Any], said: 
         ({"skip": [{"task": "sst2"}]}, "skip: there is no axis 'task'"),
         ({"reference": ["sft"]}, "expected"),
         ({"axis": {}}, "did you mean 'axes'?"),
+        ({"axes": {"seed": {"key": "lora.rank", "values": [1]}}}, "axes.seed: list the seeds"),
     ],
 )
 def test_mistakes_of_the_whole(tree: dict[str, Any], changes: dict[str, Any], said: str) -> None:
@@ -123,6 +133,7 @@ def test_merging() -> None:
 
 
 def test_values_as_labels() -> None:
-    values = [0.1, 1e-5, 1.0, 3, True, None, ["q_proj", "v_proj"], "x"]
+    values = [0.1, 1e-5, 1.0, 3, True, None, ["q_proj", "v_proj"], "x", 0.12345678]
     found = [label_of_value(value) for value in values]
-    assert found == ["0.1", "1e-05", "1", "3", "true", "null", "q_proj+v_proj", "x"]
+    told = ["0.1", "1e-05", "1", "3", "true", "null", "q_proj+v_proj", "x", "0.12345678"]
+    assert found == told

@@ -20,7 +20,7 @@ from anchortune.data.named import is_named
 from anchortune.errors import AnchortuneError, ConfigError
 from anchortune.files import write_text
 from anchortune.jobs.folder import digest_of
-from anchortune.jobs.sweep_config import DEFENCE, Axis, Cell, CellConfig, SweepConfig
+from anchortune.jobs.sweep_config import DEFENCE, Cell, CellConfig, SweepConfig
 from anchortune.jobs.sweep_inputs import (
     Inputs,
     base_of,
@@ -123,6 +123,10 @@ class Sweep:
         for axis, wanted in self._only.items():
             if not any(axis in run.labels for run in runs):
                 raise ConfigError(f"--only {axis}: there is no such axis.")
+            known = list(dict.fromkeys(run.labels[axis] for run in runs if axis in run.labels))
+            for label in wanted:
+                if label not in known:
+                    raise ConfigError(f"--only {axis}={label}: there is {', '.join(known)}.")
             kept = [run for run in kept if run.labels.get(axis, wanted[0]) in wanted]
         if not kept:
             raise ConfigError("--only leaves no run.")
@@ -236,7 +240,7 @@ class Sweep:
             update = {"labels": run.labels, "sweep": self.config.name}
             write_text(self.path(run), run_text(old.model_copy(update=update)))
             if old.sweep == self.config.name:
-                path.unlink()
+                path.unlink(missing_ok=True)  # another process may do the same
 
     def counts(self) -> Counter[State]:
         """How many runs are in each state."""
@@ -316,17 +320,6 @@ def check_cell(cell: Cell) -> None:
             raise ConfigError(
                 f"{', '.join(cell.labels.values())}: {label_of(config.defence)} needs {mend[need]}."
             )
-
-
-def check_axis_names(axes: Sequence[Axis]) -> None:
-    """Raises where an axis would hide the seed.
-
-    Raises:
-        ConfigError: naming it.
-    """
-    for axis in axes:
-        if axis.name == "seed":
-            raise ConfigError("axes.seed: seeds are listed beside axes, under seeds.")
 
 
 def work_through(

@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from anchortune.config import DataSection, Section, TrainConfig, shorthand
 from anchortune.config_defences import label_of
-from anchortune.config_io import validate
+from anchortune.config_io import parse_yaml, validate
 from anchortune.config_mix import MixSection
 from anchortune.errors import ConfigError
 from anchortune.evaluation.config import AskSection
@@ -121,7 +121,8 @@ def label_of_value(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     if isinstance(value, float):
-        return f"{value:g}"
+        short = f"{value:g}"
+        return short if float(short) == value else repr(value)
     return "+".join(map(label_of_value, value)) if isinstance(value, list) else str(value)
 
 
@@ -170,6 +171,8 @@ class SweepConfig(Section):
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds: one is given twice; give each once")
         known = {name for name, axis in self.axes.items() if axis is not None}
+        if "seed" in known:  # tables and plots choose runs by it
+            raise ValueError("axes.seed: list the seeds beside axes, under seeds")
         for key in ("skip", "also"):
             for entry in getattr(self, key):
                 unknown = sorted(set(entry) - known)
@@ -264,9 +267,7 @@ def _of_value(axis: Axis, label: str) -> dict[str, Any] | None:
     """What a value outside the grid changes; None of a label of the grid."""
     if label in axis.overrides or not axis.keys:
         return None
-    import yaml
-
-    return dict.fromkeys(axis.keys, yaml.safe_load(label))
+    return dict.fromkeys(axis.keys, parse_yaml(label, f"axes.{axis.name}"))
 
 
 def _product(axes: list[Axis], fixed: Mapping[str, list[str]]) -> Iterator[dict[str, str]]:
