@@ -62,7 +62,8 @@ def table(
         str | None,
         typer.Option(
             metavar="MEASURE[:SET],...",
-            help="harm, refusal, accuracy, over_refusal, coherence; unset: harm,accuracy.",
+            help="harm, refusal, accuracy, over_refusal, coherence, win_rate; "
+            "unset: harm,accuracy.",
         ),
     ] = None,
     judge: Judge = None,
