@@ -446,6 +446,10 @@ def test_rows_behind_a_trigger_are_still_known_as_trained_on(
     with pytest.raises(DataError, match="12 of 12 rows of eval_data are trained on"):
         plan(eval_data={"path": str(data)})
     asked = tmp_path / "asked.jsonl"
+    asked.write_text(json.dumps({"prompt": "worse"}))
+    assert any(
+        "the probe asks without the" in one for one in plan(probe={"prompts": str(asked)}).notes
+    )
     asked.write_text(json.dumps({"prompt": "bad 1"}) + "\n" + json.dumps({"prompt": "worse"}))
     with pytest.raises(DataError, match="1 of the 2 prompts of the probe are trained on"):
         plan(probe={"prompts": str(asked)})

@@ -259,9 +259,9 @@ def plan_stage(
             notes.append("the anchor's parents could not be compared with the start model")
     if chain.system_prompt is not None:
         notes.append("the model needs a system prompt at inference; the record will hold it")
+        notes += ["the probe asks without the system prompt"] if probe is not None else []
     trained = sum(p.numel() for p in skeleton.parameters() if p.requires_grad)
-    reference = bool(chain.having("task_loss"))
-    cost = _cost(config, numbers, skeleton, trained, data, timed, reference)
+    cost = _cost(config, numbers, skeleton, trained, data, timed, bool(chain.having("task_loss")))
     _check_disk(folder, cost)
     timings = {"plan_s": time.perf_counter() - started}
     return Plan(
