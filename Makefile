@@ -13,7 +13,7 @@ align-quickstart: $(STAMP)  ## makes the alignment adapter that the quickstart s
 	$(BIN)/python examples/quickstart/align.py
 
 test: $(STAMP)  ## the fast tests
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n auto --dist loadfile
 
 full: $(STAMP)  ## every test, the slow ones with the real model included
 	$(BIN)/python -m pytest -m "not gpu"
