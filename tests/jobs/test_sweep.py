@@ -187,8 +187,9 @@ def test_a_changed_file_makes_stale_what_was_made_from_it(
 
 
 def test_a_failed_run_is_recorded_and_the_others_go_on(
-    whole: tuple[dict[str, Any], Path],
+    whole: tuple[dict[str, Any], Path], caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", logger="anchortune")  # as the command line has it
     tree, root = whole
     axes = {"rows": {"key": "mix.rows", "values": [1000, 8]}}
     sweep = Sweep(made(tree, axes=axes))
@@ -205,6 +206,7 @@ def test_a_failed_run_is_recorded_and_the_others_go_on(
     assert str(root) not in error
     log = (sweep.store.place("runs", run.digest) / "log.txt").read_text()
     assert "Traceback" in log
+    assert "failed: " in log
 
     assert do(Sweep(made(tree, axes=axes))) == []  # not by itself
     more = [{"prompt": f"say {i}", "completion": f"ok {i}"} for i in range(24)]

@@ -66,10 +66,8 @@ def execute(sweep: Sweep, run: Run) -> RunRecord:
             error = None
         except Exception as failure:
             outcomes, error = [], sentence_of(failure)
-            log.write_text(
-                (log.read_text("utf-8") if log.is_file() else "") + traceback.format_exc(),
-                encoding="utf-8",
-            )
+            with log.open("a", encoding="utf-8") as stream:
+                stream.write(traceback.format_exc())
             logger.info("   failed: %s", error)
     made.timings["all_s"] = time.perf_counter() - started
     free_memory()
@@ -95,7 +93,9 @@ def execute(sweep: Sweep, run: Run) -> RunRecord:
 def _logged(path: Path) -> Iterator[Path]:
     """What we log goes to ``path`` too."""
     root = logging.getLogger("anchortune")
-    handler = logging.FileHandler(path, mode="w", encoding="utf-8")
+    path.write_text("", encoding="utf-8")
+    # Appending, for the traceback of a failure is appended too.
+    handler = logging.FileHandler(path, mode="a", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     root.addHandler(handler)
     try:
