@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from anchortune.training.mixins import put_in_front
 from anchortune.training.template import IGNORE
 
 T = TypeVar("T")
@@ -91,8 +92,5 @@ def attach_order(trainer: T, order: Sequence[Sequence[int]]) -> T:
     """
     made: Any = trainer
     made._order = [list(batch) for batch in order]
-    cls = type(made)
-    made.__class__ = type(
-        "Ordered" + cls.__name__, (OrderMixin, cls), {"__module__": cls.__module__}
-    )
+    put_in_front(made, OrderMixin, "Ordered")
     return trainer

@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 
 from anchortune.errors import TrainingError
 from anchortune.files import write_json
+from anchortune.training.mixins import check_trainer, put_in_front
 from anchortune.training.probe import Probe, Reading
 from anchortune.training.schedule import ProbeLambda
 
@@ -198,11 +199,7 @@ def attach_probe(trainer: T, probe: Probe) -> T:
         raise TrainingError(
             f"probe is {type(probe).__name__}, not a Probe: make one with Probe(prompts, tokenizer)"
         )
-    if not all(hasattr(trainer, name) for name in ("training_step", "accelerator", "add_callback")):
-        raise TrainingError(
-            f"{type(trainer).__name__} is not a transformers.Trainer: in a loop of your own call "
-            "probe.measure(model)"
-        )
+    check_trainer(trainer, "call probe.measure(model)")
     made: Any = trainer
     for engine in ("DeepSpeed", "FSDP"):
         if getattr(made, f"is_{engine.lower()}_enabled", False):
@@ -212,10 +209,7 @@ def attach_probe(trainer: T, probe: Probe) -> T:
             )
     made._probing = _Watch(probe)
     made.add_callback(_Looks(made))
-    cls = type(made)
-    made.__class__ = type(
-        "Probed" + cls.__name__, (ProbeMixin, cls), {"__module__": cls.__module__}
-    )
+    put_in_front(made, ProbeMixin, "Probed")
     return trainer
 
 

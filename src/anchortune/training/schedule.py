@@ -67,7 +67,28 @@ class FixedLambda:
             )
 
 
-class BudgetLambda:
+class _Steered:
+    """A λ that is moved on a log scale and kept within its bounds."""
+
+    def __init__(self, start: float, gain: float, lowest: float, highest: float) -> None:
+        self._gain = gain
+        self._lowest = lowest
+        self._highest = highest
+        self._lam = start
+
+    @property
+    def lam(self) -> float:
+        """λ for the step to come."""
+        return self._lam
+
+    def _move(self, error: float) -> None:
+        """``λ · exp(gain · clip(error, −1, 1))``; an error that is no number is the greatest."""
+        clipped = 1.0 if math.isnan(error) else min(1.0, max(-1.0, error))
+        factor = math.exp(self._gain * clipped)
+        self._lam = min(self._highest, max(self._lowest, self._lam * factor))
+
+
+class BudgetLambda(_Steered):
     """λ raised while more than ``off_budget`` of the update's energy is penalised, else lowered.
 
     After each step ``λ ← λ · exp(gain · clip(ln(share / budget), −1, 1))``, within
@@ -91,24 +112,15 @@ class BudgetLambda:
             raise TrainingError(
                 f"off_budget is a share of the update's energy, between 0 and 1, not {off_budget:g}"
             )
+        super().__init__(start, gain, lowest, highest)
         self.off_budget = off_budget
-        self._gain = gain
-        self._lowest = lowest
-        self._highest = highest
-        self._lam = start
-
-    @property
-    def lam(self) -> float:
-        """λ for the step to come."""
-        return self._lam
 
     def update(self, movement: Movement) -> None:
         """Moves λ one step towards the budget."""
         if movement.energy <= 0 or not math.isfinite(movement.penalised):
             return
         error = math.log(max(movement.penalised, 1e-12) / self.off_budget)
-        factor = math.exp(self._gain * min(1.0, max(-1.0, error)))
-        self._lam = min(self._highest, max(self._lowest, self._lam * factor))
+        self._move(error)
 
     def state_dict(self) -> dict[str, float]:
         """λ as it stands."""
@@ -119,7 +131,7 @@ class BudgetLambda:
         self._lam = float(state["lam"])
 
 
-class ProbeLambda:
+class ProbeLambda(_Steered):
     """λ raised while the safety probe has fallen by more than ``target``, else lowered.
 
     After each look ``λ ← λ · exp(gain · clip((fall − target) / target, −1, 1))``, within
@@ -140,16 +152,8 @@ class ProbeLambda:
     ) -> None:
         if not (math.isfinite(target) and target > 0):
             raise TrainingError(f"probe_target is a number of nats above 0, not {target!r}")
+        super().__init__(start, gain, lowest, highest)
         self.target = target
-        self._gain = gain
-        self._lowest = lowest
-        self._highest = highest
-        self._lam = start
-
-    @property
-    def lam(self) -> float:
-        """λ for the step to come."""
-        return self._lam
 
     def update(self, movement: Movement) -> None:
         """Does nothing: λ moves when the probe has looked."""
@@ -160,9 +164,7 @@ class ProbeLambda:
         Args:
             fall: the aligned model's margin minus the model's now, in nats.
         """
-        error = (fall - self.target) / self.target
-        factor = math.exp(self._gain * (min(1.0, max(-1.0, error)) if error == error else 1.0))
-        self._lam = min(self._highest, max(self._lowest, self._lam * factor))
+        self._move((fall - self.target) / self.target)
 
     def state_dict(self) -> dict[str, float]:
         """λ as it stands, and what it is steered to."""

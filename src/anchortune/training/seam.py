@@ -19,6 +19,7 @@ from anchortune.anchor.penalty import DEFAULT_LAM, DEFAULT_OPERATOR, Movement, P
 from anchortune.errors import TrainingError
 from anchortune.files import write_json
 from anchortune.maths.operators import Operator, Side
+from anchortune.training.mixins import check_trainer, grad_scale, put_in_front
 from anchortune.training.probing import attach_probe
 from anchortune.training.schedule import Schedule, Steer, make_schedule
 
@@ -157,10 +158,8 @@ class AsftMixin:
             state.lam_used = state.schedule.lam
             if state.schedule.needs_movement:
                 state.schedule.update(state.penalty.movement())
-            scaler = getattr(trainer.accelerator, "scaler", None)
-            scale = float(scaler.get_scale()) if scaler is not None else 1.0
             if state.lam_used:
-                state.penalty.add_gradient_(state.lam_used, grad_scale=scale)
+                state.penalty.add_gradient_(state.lam_used, grad_scale=grad_scale(trainer))
             state.fired += 1
         return loss
 
@@ -322,14 +321,7 @@ def attach(
     """
     if isinstance(trainer, AsftMixin):
         raise TrainingError("this trainer has a penalty already: attach once")
-    if not all(hasattr(trainer, name) for name in ("training_step", "accelerator", "add_callback")):
-        raise TrainingError(
-            f"{type(trainer).__name__} is not a transformers.Trainer: in a loop of your own use "
-            "penalty = anchor.bind(model) and add lam * penalty() to the loss"
-        )
+    check_trainer(trainer, "use penalty = anchor.bind(model) and add lam * penalty() to the loss")
     _install(trainer, anchor, operator, lam, side, scaled, rank, off_budget, probe, probe_target)
-    cls = type(trainer)
-    trainer.__class__ = type(
-        "Asft" + cls.__name__, (AsftMixin, cls), {"__module__": cls.__module__}
-    )
+    put_in_front(trainer, AsftMixin, "Asft")
     return trainer if probe is None else attach_probe(trainer, probe)

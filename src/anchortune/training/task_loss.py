@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
+from anchortune.training.mixins import put_in_front
 from anchortune.training.template import IGNORE
 
 if TYPE_CHECKING:
@@ -85,8 +86,5 @@ def attach_task_loss(trainer: T, loss: TaskLoss) -> T:
     made._reference = None
     if not hasattr(made.model, "disable_adapter"):
         made._reference = copy.deepcopy(made.model).eval().requires_grad_(False)
-    cls = type(made)
-    made.__class__ = type(
-        "TaskLoss" + cls.__name__, (TaskLossMixin, cls), {"__module__": cls.__module__}
-    )
+    put_in_front(made, TaskLossMixin, "TaskLoss")
     return trainer

@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 
 from anchortune.errors import TrainingError
 from anchortune.files import atomic_path, write_json
+from anchortune.training.mixins import check_trainer, grad_scale, put_in_front
 from anchortune.training.seam import refuse_backends
 
 if TYPE_CHECKING:
@@ -67,8 +68,7 @@ class TermsMixin:
                     "the trainer's model is not the one that the terms were made for: give the "
                     "model when the trainer is made, and attach after that"
                 )
-            scaler = getattr(trainer.accelerator, "scaler", None)
-            scale = float(scaler.get_scale()) if scaler is not None else 1.0
+            scale = grad_scale(trainer)
             for term in held.terms:
                 term.add_gradient_(trainer.state.global_step, scale)
             held.fired += 1
@@ -119,18 +119,13 @@ def attach_terms(trainer: T, terms: Sequence[Term]) -> T:
     """
     if isinstance(trainer, TermsMixin):
         raise TrainingError("this trainer has terms already: attach all of them at once")
-    if not all(hasattr(trainer, name) for name in ("training_step", "accelerator", "add_callback")):
-        raise TrainingError(
-            f"{type(trainer).__name__} is not a transformers.Trainer: in a loop of your own call "
-            "term.add_gradient_(step, 1.0) after backward and before clipping"
-        )
+    check_trainer(trainer, "call term.add_gradient_(step, 1.0) after backward and before clipping")
     made: Any = trainer
     refuse_backends(made, "a term")
     state = _State(terms, made.model)
     made._terms = state
     made.add_callback(_Guard(state))
-    cls = type(made)
-    made.__class__ = type("Terms" + cls.__name__, (TermsMixin, cls), {"__module__": cls.__module__})
+    put_in_front(made, TermsMixin, "Terms")
     return trainer
 
 
