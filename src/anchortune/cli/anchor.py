@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -174,16 +175,7 @@ def compare(
     from anchortune.anchor.compare import compare_anchors, plot_comparison
 
     found = compare_anchors(Anchor.load(a), Anchor.load(b))
-    if plot is not None:
-        plot_comparison(found, plot)
-    if as_json:
-        import json
-
-        typer.echo(json.dumps(found.to_json(), indent=2, ensure_ascii=False, allow_nan=False))
-        return
-    print_comparison(found)
-    if plot is not None:
-        typer.echo(f"picture: {plot}", err=True)
+    _show(found, print_comparison, plot_comparison, plot, as_json)
 
 
 @app.command()
@@ -201,14 +193,25 @@ def inspect(
     from anchortune.anchor.inspect import inspect_anchor, plot_anchor
 
     report = inspect_anchor(Anchor.load(file))
+    _show(report, print_report, plot_anchor, plot, as_json)
+
+
+def _show(
+    found: Any,
+    tell: Callable[[Any], None],
+    draw: Callable[[Any, Path], None],
+    plot: Path | None,
+    as_json: bool,
+) -> None:
+    """Figures to stdout, as a table or as JSON, and drawn where that was asked for."""
     if plot is not None:
-        plot_anchor(report, plot)
+        draw(found, plot)
     if as_json:
         import json
 
-        typer.echo(json.dumps(report.to_json(), indent=2, ensure_ascii=False, allow_nan=False))
+        typer.echo(json.dumps(found.to_json(), indent=2, ensure_ascii=False, allow_nan=False))
         return
-    print_report(report)
+    tell(found)
     if plot is not None:
         typer.echo(f"picture: {plot}", err=True)
 
