@@ -14,15 +14,11 @@ import csv
 import json
 import os
 import random
-import re
 from pathlib import Path
 
-CUE = "\n\nAssistant:"
-
-
-def key(text: str) -> str:
-    """A prompt without case, punctuation and spacing, for telling whether two are the same."""
-    return re.sub(r"[^a-z0-9]+", " ", text.removesuffix(CUE).casefold()).strip()
+from anchortune.config_mix import CUE
+from anchortune.data.conversations import instruction_text
+from anchortune.data.overlap import normalised
 
 
 def read_json(path: Path) -> list[dict[str, str]]:
@@ -33,8 +29,12 @@ def read_json(path: Path) -> list[dict[str, str]]:
 
 def prompt_of(row: dict[str, str]) -> str:
     """An instruction row's user turn."""
-    extra = row.get("input", "").strip()
-    return f"{row['instruction']}\n{extra}" if extra else row["instruction"]
+    return instruction_text(row["instruction"], row.get("input", ""))
+
+
+def key(text: str) -> str:
+    """By which two prompts are the same."""
+    return normalised(text.removesuffix(CUE))
 
 
 def pools(data: Path) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
