@@ -142,6 +142,20 @@ def test_what_is_done_is_not_done_again(whole: tuple[dict[str, Any], Path]) -> N
     assert {path: path.read_bytes() for path in (root / "results").iterdir()} == before
 
 
+def test_rows_a_step_are_a_setting_and_rows_held_at_once_are_not(
+    whole: tuple[dict[str, Any], Path],
+) -> None:
+    tree, _ = whole
+    defaults = tree["defaults"]
+    rows = defaults["training"]["batch_size"]
+
+    def missing(**changed: Any) -> int:
+        return Sweep(made(tree, defaults=defaults | changed)).counts().get("missing", 0)
+
+    assert missing(machine=defaults["machine"] | {"micro_batch_size": 1}) == 0
+    assert missing(training=defaults["training"] | {"batch_size": rows * 2}) == 3
+
+
 def test_another_seed_and_another_axis_are_all_that_is_run(
     whole: tuple[dict[str, Any], Path],
 ) -> None:

@@ -138,6 +138,9 @@ def _used(cell: CellConfig, needed: frozenset[Need]) -> dict[str, Any]:
     tree: dict[str, Any] = without_pace(cell.model_dump(mode="json"))
     for key in ("output", "seed", "penalty", "preset", "screen"):
         del tree[key]
+    # Rows a step are no pace. At the default they stay out: records from before carry none.
+    if cell.training.batch_size != type(cell.training).model_fields["batch_size"].default:
+        tree["training"]["batch_size"] = cell.training.batch_size
     if not needed & {"anchor", "base"}:
         tree["base"] = None
     elif tree["base"] is None and cell.model.adapter is not None:

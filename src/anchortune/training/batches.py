@@ -19,6 +19,7 @@ from anchortune.data.conversations import (
     load_source,
 )
 from anchortune.errors import DataError
+from anchortune.training.labelled import labelled_positions
 from anchortune.training.template import IGNORE, Encoded, Template
 
 
@@ -178,13 +179,18 @@ class Collator:
     Attributes:
         pad_id: fills ``input_ids``; labels there are ``IGNORE`` and the attention mask is 0.
         multiple: 8 suits tensor cores; 1 leaves the length alone.
+        labelled_only: name the positions whose logits the loss needs; see ``labelled_positions``.
     """
 
     pad_id: int
     multiple: int = 1
+    labelled_only: bool = False
 
     def __call__(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]:
-        """``input_ids``, ``attention_mask``, ``labels``, each (rows, longest)."""
+        """``input_ids``, ``attention_mask``, ``labels``, each (rows, longest); and if asked more.
+
+        That is ``logits_to_keep`` and ``shift_labels``.
+        """
         longest = max(len(row["input_ids"]) for row in rows)
         width = -(-longest // self.multiple) * self.multiple
         shape = (len(rows), width)
@@ -196,7 +202,8 @@ class Collator:
             ids[index, :length] = torch.tensor(row["input_ids"])
             mask[index, :length] = 1
             labels[index, :length] = torch.tensor(row["labels"])
-        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        more = labelled_positions(labels) if self.labelled_only else {}
+        return {"input_ids": ids, "attention_mask": mask, "labels": labels, **more}
 
 
 @dataclass(frozen=True)

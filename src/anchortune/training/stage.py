@@ -28,6 +28,7 @@ from anchortune.training.batches import Collator, PreferenceData, Sequences, Tok
 from anchortune.training.chain import edited
 from anchortune.training.defended import apply_after, result_files
 from anchortune.training.folder import State
+from anchortune.training.labelled import takes_labelled_positions
 from anchortune.training.lora import add_lora, freeze_other_layers, lora_config
 from anchortune.training.order import attach_order
 from anchortune.training.plan import Plan
@@ -194,7 +195,12 @@ def _sft_trainer(plan: Plan, model: Any, options: dict[str, Any]) -> Any:
     return Trainer(
         model=model,
         args=loop.single_device(TrainingArguments(**options)),
-        data_collator=Collator(pad, multiple=8 if plan.numbers.device.type == "cuda" else 1),
+        data_collator=Collator(
+            pad,
+            multiple=8 if plan.numbers.device.type == "cuda" else 1,
+            # A defence's own loss is given every logit.
+            labelled_only=not plan.chain.having("task_loss") and takes_labelled_positions(model),
+        ),
         train_dataset=Sequences(plan.data.rows if isinstance(plan.data, TokenisedData) else []),
         eval_dataset=Sequences(evaluated.rows) if isinstance(evaluated, TokenisedData) else None,
     )
