@@ -40,7 +40,7 @@ ORDER = [
         "defences",
         "training",
     ),
-    *("evaluation", "report", "jobs", "cli"),
+    *("evaluation", "report", "landscape", "jobs", "cli"),
 ]
 #: Beyond the order: what a package must not know though it comes later.
 APART = {
