@@ -23,6 +23,7 @@ ORDER = [
         "hardware",
         "chat",
         "sections",
+        "config_penalty",
         "config_defences",
         "config_mix",
         "config",

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from anchortune.config_defences import AnchorRef, AsftAltSection, Defences
+from anchortune.config_penalty import PenaltySection as PenaltySection
+from anchortune.config_penalty import PenaltySettings as PenaltySettings
 from anchortune.sections import Count as Count
 from anchortune.sections import DataSection as DataSection
 from anchortune.sections import DpoSection as DpoSection
@@ -20,8 +22,6 @@ from anchortune.sections import JudgeSection as JudgeSection
 from anchortune.sections import LoraSection as LoraSection
 from anchortune.sections import MachineSection as MachineSection
 from anchortune.sections import ModelSection as ModelSection
-from anchortune.sections import PenaltySection as PenaltySection
-from anchortune.sections import PenaltySettings as PenaltySettings
 from anchortune.sections import Positive as Positive
 from anchortune.sections import ProbeSection as ProbeSection
 from anchortune.sections import PromptsSection as PromptsSection

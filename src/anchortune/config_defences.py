@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from anchortune.sections import Count, PenaltySettings, Positive, Section, Share, shorthand
+from anchortune.config_penalty import PenaltySettings
+from anchortune.sections import Count, Positive, Section, Share, shorthand
 
 Weight = Annotated[float, Field(ge=0)]
 

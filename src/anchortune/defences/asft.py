@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from anchortune.config_defences import AsftAltSection, AsftSection
+from anchortune.config_penalty import PenaltySettings
 from anchortune.defences.base import Defence, Need
-from anchortune.sections import PenaltySettings
 
 
 class Asft(AsftSection, Defence):
