@@ -207,6 +207,12 @@ class MachineSection(Section):
     gradient_checkpointing: bool = Field(
         False, description="Compute activations twice and hold fewer."
     )
+    share_prefixes: Literal["auto"] | bool = Field(
+        "auto",
+        description="Run what the rows of a step begin with alike once, and rows of other lengths "
+        "apart. `auto`: on a CPU, where the adapter has no dropout (drawn once a prefix, not once "
+        "a row) and the model is seen to give the same gradients.",
+    )
     workers: Annotated[int, Field(ge=0)] = Field(0, description="Processes that load batches.")
     logging_steps: Count = Field(1, description="Steps between two lines of log.jsonl.")
     save_steps: Count | None = Field(

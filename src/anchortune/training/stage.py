@@ -39,6 +39,7 @@ from anchortune.training.probing import (
     attach_probe,
     probe_metrics,
 )
+from anchortune.training.sharing import attach_sharing, can_share
 from anchortune.training.task_loss import attach_task_loss
 from anchortune.training.terms import attach_terms
 
@@ -192,18 +193,34 @@ def _sft_trainer(plan: Plan, model: Any, options: dict[str, Any]) -> Any:
     tokenizer = plan.template.tokenizer
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     evaluated = plan.eval_data
-    return Trainer(
+    # A defence's own loss is given every logit.
+    labelled = not plan.chain.having("task_loss") and takes_labelled_positions(model)
+    trainer = Trainer(
         model=model,
         args=loop.single_device(TrainingArguments(**options)),
         data_collator=Collator(
             pad,
             multiple=8 if plan.numbers.device.type == "cuda" else 1,
-            # A defence's own loss is given every logit.
-            labelled_only=not plan.chain.having("task_loss") and takes_labelled_positions(model),
+            labelled_only=labelled,
         ),
         train_dataset=Sequences(plan.data.rows if isinstance(plan.data, TokenisedData) else []),
         eval_dataset=Sequences(evaluated.rows) if isinstance(evaluated, TokenisedData) else None,
     )
+    if labelled and _shares(plan, model, trainer.args.world_size):
+        attach_sharing(trainer)
+    return trainer
+
+
+def _shares(plan: Plan, model: Any, processes: int) -> bool:
+    """Whether rows that begin alike are run together, as ``machine.share_prefixes`` says."""
+    machine, lora = plan.config.machine, plan.config.lora
+    wanted = machine.share_prefixes
+    if wanted == "auto":
+        wanted = plan.numbers.device.type == "cpu" and (lora is None or lora.dropout == 0.0)
+    # Checkpointing keeps no cache; DDP wants one forward pass before each backward pass.
+    if not wanted or machine.gradient_checkpointing or processes > 1:
+        return False
+    return can_share(model, plan.data.max_length)
 
 
 def _dpo_trainer(plan: Plan, model: Any, options: dict[str, Any]) -> Any:
