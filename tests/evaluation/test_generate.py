@@ -106,6 +106,42 @@ def test_batched_answers_are_those_of_transformers_one_at_a_time(kind: str, tmp_
     assert len(lengths) > 1
 
 
+@pytest.mark.parametrize("kind", [*KINDS, "gemma2-narrow"])
+def test_what_prompts_begin_with_alike_is_run_once(kind: str, tmp_path: Path) -> None:
+    window = 8 if kind == "gemma2-narrow" else 512
+    options = {"sliding_window": window} if "gemma2" in kind else {}
+    make = KINDS[kind.removesuffix("-narrow")]
+    model, tokenizer = pair = load(
+        make(tmp_path / kind, dtype=torch.float32, tokenizer=True, **options)
+    )
+    head = "Say of what follows whether it is kind or not, in one word:\n"
+    prompts = [head + prompt for prompt in PROMPTS]
+    plain = [alone(pair, prompt, 6) for prompt in prompts]
+    widths: list[tuple[int, int]] = []
+    hook = model.register_forward_pre_hook(
+        lambda _, __, given: widths.append(tuple(given["input_ids"].shape)), with_kwargs=True
+    )
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    found = ask(pair, [Item("s", prompt) for prompt in prompts], new=6, size=5)
+    hook.remove()
+    for at, tokens in enumerate(plain):
+        stop = next((i for i, t in enumerate(tokens) if t == tokenizer.eos_token_id), None)
+        assert found[at][0] == tokenizer.decode(tokens[:stop], skip_special_tokens=True).strip()
+    encoded = [
+        tokenizer(render_prompt(tokenizer, prompt), add_special_tokens=False)["input_ids"]
+        for prompt in prompts
+    ]
+    widest = max(map(len, encoded))
+    if kind == "gemma2-narrow":  # padding in the middle would push the beginning out of the window
+        assert widths[0] == (5, widest)
+    else:
+        rows, shared = widths[0]
+        assert rows == 1
+        assert len({tuple(ids[:shared]) for ids in encoded}) == 1
+        assert len({tuple(ids[: shared + 1]) for ids in encoded}) > 1
+        assert widths[1] == (5, widest - shared)
+
+
 def test_the_batch_shrinks_as_rows_end(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = pair
     sizes: list[int] = []

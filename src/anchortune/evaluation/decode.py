@@ -16,6 +16,8 @@ from anchortune.evaluation.items import Finish
 _CACHES = ("cache", "past_key_values", "cache_params")
 #: The batch is made smaller once this share of its rows has finished: it costs a copy of the cache.
 _DROP_FRAC = 1 / 8
+#: A beginning of fewer tokens is no call of its own.
+_SHORTEST = 8
 
 
 @dataclass(frozen=True)
@@ -83,9 +85,10 @@ def decode(
 ) -> None:
     """Continues every row, and tells of each as soon as it has ended.
 
-    Prompts are padded on the left; what is padding goes by the attention mask alone, for a model's
-    end token may be its padding token. Positions count from a row's first real token. Keys and
-    values are cached. Rows that have ended are taken out of the batch and its cache.
+    What all prompts begin with alike is run once. The rest is padded on its left; what is padding
+    goes by the attention mask alone, for a model's end token may be its padding token. Positions
+    count real tokens. Keys and values are cached. Rows that have ended are taken out of the batch
+    and its cache.
 
     Args:
         model: a causal language model of transformers, in eval mode.
@@ -96,11 +99,14 @@ def decode(
     """
     accepted = inspect.signature(model.forward).parameters
     width = max(len(row.ids) for row in rows)
+    shared = _shared_beginning(model, rows)
     ids = torch.full((len(rows), width), ends[0], dtype=torch.long)
     mask = torch.zeros_like(ids)
+    mask[:, :shared] = 1
     for at, row in enumerate(rows):
-        ids[at, width - len(row.ids) :] = torch.tensor(row.ids)
-        mask[at, width - len(row.ids) :] = 1
+        ids[at, :shared] = torch.tensor(row.ids[:shared])
+        ids[at, width - len(row.ids) + shared :] = torch.tensor(row.ids[shared:])
+        mask[at, width - len(row.ids) + shared :] = 1
     ids, mask = ids.to(model.device), mask.to(model.device)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     alive = list(rows)
@@ -109,6 +115,13 @@ def decode(
     ended: set[int] = set()
     stops = set(ends)
     cache: dict[str, Any] = {}
+    if shared:
+        begun = model(input_ids=ids[:1, :shared], use_cache=True)
+        name = next(n for n in _CACHES if n in accepted and begun.get(n) is not None)
+        if _can_repeat(begun[name]):
+            begun[name].batch_repeat_interleave(len(rows))
+            cache = {name: begun[name]}
+            ids, positions = ids[:, shared:], positions[:, shared:]
     step = 0
     while True:
         given: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "use_cache": True}
@@ -146,6 +159,36 @@ def decode(
             ids, mask, positions = ids[chosen], mask[chosen], positions[chosen]
             cache[name].batch_select_indices(chosen)
             alive = [alive[at] for at in keep]
+
+
+def _shared_beginning(model: Any, rows: Sequence[Row]) -> int:
+    """How many tokens all rows begin with alike, where a model can go on from them; each keeps one.
+
+    Padding lies behind them, so what a window reaches back to must not depend on it, and the keys
+    and values of the beginning must be all that there is to remember.
+    """
+    if len(rows) < 2:
+        return 0
+    config = model.config.get_text_config()
+    longest = max(len(row.ids) + row.limit for row in rows)
+    window = getattr(config, "sliding_window", None)
+    if window is not None and window < longest:
+        return 0
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if not kinds <= {"full_attention", "sliding_attention"}:
+        return 0
+    least = min(len(row.ids) for row in rows) - 1
+    first = rows[0].ids
+    same = next((at for at in range(least) if any(row.ids[at] != first[at] for row in rows)), least)
+    return same if same >= _SHORTEST else 0
+
+
+def _can_repeat(cache: Any) -> bool:
+    """Whether a cache is keys and values alone, which several rows can go on from."""
+    from transformers.cache_utils import DynamicLayer
+
+    layers = getattr(cache, "layers", None) or []
+    return bool(layers) and all(isinstance(layer, DynamicLayer) for layer in layers)
 
 
 def _can_drop(cache: Any) -> bool:
