@@ -27,6 +27,17 @@ class PenaltySettings(Section):
         description="λ, or `auto` to be steered to a budget or by the probe; unset takes the "
         "library's default.",
     )
+    lam_inside: Annotated[float, Field(ge=0)] = Field(
+        0.0,
+        description="λ of what `side: off` leaves free, usually smaller; 0 leaves it free, as the "
+        "paper does. For the operators that are projections: `subspace`, `subspace2`, `direction`, "
+        "`direction_global`.",
+    )
+    layer_weights: Literal["none", "norm", "energy"] = Field(
+        "none",
+        description="Weigh each module's λ by its ‖dW‖ (`norm`) or ‖dW‖² (`energy`) over the mean "
+        "of all modules'; `none` weighs all alike.",
+    )
     off_budget: Share | None = Field(
         None,
         description="For `lam: auto`: the share of the update's energy allowed to be punished.",
@@ -58,12 +69,29 @@ class PenaltySettings(Section):
             raise ValueError("probe_target is only read with steer: probe; set that or drop it")
         return self
 
+    @model_validator(mode="after")
+    def _something_is_inside(self) -> PenaltySettings:
+        if self.lam_inside and self.side == "along":
+            raise ValueError("lam_inside bounds what side: off leaves free; drop it, or the side")
+        if self.lam_inside and self.operator in ("gram", "none"):
+            raise ValueError(
+                f"lam_inside needs an operator that is a projection, and {self.operator} is none; "
+                "take subspace, subspace2, direction or direction_global, or drop lam_inside"
+            )
+        if self.layer_weights != "none" and self.operator == "direction_global":
+            raise ValueError(
+                "layer_weights weighs modules apart, and direction_global is one vector over all; "
+                "take direction, or drop layer_weights"
+            )
+        return self
+
     @model_serializer(mode="wrap")
     def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without the probe's keys where they are unset: runs keep the identity they had."""
+        """Without later keys where they change nothing: runs keep the identity they had."""
         found: dict[str, Any] = dump(self)
-        unset = [key for key in ("steer", "probe_target") if found.get(key, 0) is None]
-        return {key: value for key, value in found.items() if key not in unset}
+        later = {"steer": None, "probe_target": None, "lam_inside": 0.0, "layer_weights": "none"}
+        idle = [key for key, value in later.items() if found.get(key, value) == value]
+        return {key: value for key, value in found.items() if key not in idle}
 
 
 class PenaltySection(PenaltySettings):

@@ -21,7 +21,7 @@ from anchortune.anchor.penalty import DEFAULT_OPERATOR
 from anchortune.errors import AnchorError
 from anchortune.files import atomic_path
 from anchortune.maths.factors import Factors
-from anchortune.maths.operators import Operator, Side
+from anchortune.maths.operators import LayerWeights, Operator, Side
 
 if TYPE_CHECKING:
     from torch import nn
@@ -170,6 +170,7 @@ class Anchor:
         side: Side = "off",
         scaled: bool = True,
         rank: int | None = None,
+        layer_weights: LayerWeights = "none",
     ) -> Penalty:
         """The penalty of ``model``'s update against this anchor: see ``anchor.penalty.bind``.
 
@@ -179,10 +180,20 @@ class Anchor:
             side: the part that is penalised, ``off`` or ``along``.
             scaled: penalise ``s·B·A`` (True) or ``B·A`` (False).
             rank: use the top singular triplets only.
+            layer_weights: weigh each module's penalty by its ``‖dW‖`` (``norm``) or ``‖dW‖²``
+                (``energy``), or all alike (``none``).
         """
         from anchortune.anchor.penalty import bind
 
-        return bind(self, model, operator=operator, side=side, scaled=scaled, rank=rank)
+        return bind(
+            self,
+            model,
+            operator=operator,
+            side=side,
+            scaled=scaled,
+            rank=rank,
+            layer_weights=layer_weights,
+        )
 
     @property
     def sha256(self) -> str:

@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
-from os import PathLike
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from anchortune.anchor.binding import Coverage, Target, cover
+from anchortune.anchor.asked import check_anchor, check_inside, check_rank, check_settings
+from anchortune.anchor.binding import Coverage, cover
 from anchortune.anchor.stacks import Stack, build_stacks, compute_dtype, used_rank
-from anchortune.errors import AnchorError
 from anchortune.maths import operators
-from anchortune.maths.operators import OPERATORS, SIDES, Operator, Side
+from anchortune.maths.operators import LayerWeights, Operator, Side
 
 if TYPE_CHECKING:
     from anchortune.anchor.anchor import Anchor
@@ -54,12 +52,14 @@ class Penalty:
 
     Calling it returns R as a scalar that autograd differentiates: ``loss + lam * penalty()``.
     ``add_gradient_`` adds ``λ·∇R`` to the parameters' ``.grad`` without a graph, for trainers.
+    With ``layer_weights`` each module's share of R is multiplied by its weight.
 
     Attributes:
         operator: what the update is measured against; see ``anchortune.maths.operators``.
         side: ``off`` or ``along``.
         scaled: whether ``U = s·B·A`` (True) or the authors' unscaled ``B·A`` (False).
         rank: the number of singular triplets used at most, None for all that the anchor has.
+        layer_weights: by what a module's penalty is weighted; see ``operators.module_weights``.
         coverage: the bound modules, and what is trained without a penalty.
     """
 
@@ -71,11 +71,13 @@ class Penalty:
         side: Side = "off",
         scaled: bool = True,
         rank: int | None = None,
+        layer_weights: LayerWeights = "none",
     ) -> None:
         self.operator: Operator = operator
         self.side: Side = side
         self.scaled = scaled
         self.rank = rank
+        self.layer_weights: LayerWeights = layer_weights
         self.coverage = coverage
         self._stacks: list[Stack] = []
         self._built_for: tuple[tuple[torch.device, torch.dtype], ...] = ()
@@ -84,23 +86,54 @@ class Penalty:
     @torch.no_grad()
     def __call__(self) -> Tensor:
         """R as a scalar tensor on the first adapted module's device, differentiable."""
+        return self._differentiable(self.side)
+
+    @torch.no_grad()
+    def inside(self) -> Tensor:
+        """``R_inside = Σ ‖C·U‖²``, what the off side leaves free, as a differentiable scalar.
+
+        ``loss + lam * penalty() + lam_inside * penalty.inside()`` bounds the free part too.
+
+        Raises:
+            AnchorError: the operator and side have no such part.
+        """
+        check_inside(self.operator, self.side)
+        return self._differentiable("along")
+
+    def _differentiable(self, side: Side) -> Tensor:
         parameters = [p for stack in self._ready() for p in stack.flat_parameters()]
         with torch.enable_grad():
-            value: Tensor = _ClosedForm.apply(self, *parameters)  # type: ignore[no-untyped-call]
+            value: Tensor = _ClosedForm.apply(self, side, *parameters)  # type: ignore[no-untyped-call]
         return value
 
     @torch.no_grad()
-    def add_gradient_(self, lam: float, *, grad_scale: float = 1.0) -> Tensor:
-        """Adds ``grad_scale · λ · ∇R`` to the trained parameters' gradients; frozen ones get none.
+    def add_gradient_(
+        self, lam: float, *, lam_inside: float = 0.0, grad_scale: float = 1.0
+    ) -> Tensor:
+        """Adds ``grad_scale · (λ·∇R + λ_inside·∇R_inside)`` to the trained parameters' gradients.
+
+        Frozen parameters get none.
 
         Args:
             lam: λ.
+            lam_inside: the weight of what the off side leaves free (see ``inside``), at least 0.
             grad_scale: what the task's gradients were multiplied by (a GradScaler's scale).
 
         Returns:
-            The value of R (neither λ nor the scale applied), a detached scalar on the device.
+            The value of what λ multiplies, ``R + (lam_inside / lam)·R_inside`` (for a λ of 0, of
+            what lam_inside multiplies), without the scale: a detached scalar on the device.
+
+        Raises:
+            AnchorError: there is a lam_inside, and the operator and side have no such part.
         """
-        value, gradients = self.value_and_gradients()
+        side, free = self.side, 0.0
+        if lam_inside:
+            check_inside(self.operator, self.side, lam_inside)
+            if lam:
+                free = lam_inside / lam
+            else:
+                side, lam = "along", lam_inside
+        value, gradients = self.value_and_gradients(side, free)
         found = [p for stack in self._stacks for p in stack.flat_parameters()]
         held: list[Tensor] = []
         added: list[Tensor] = []
@@ -116,8 +149,16 @@ class Penalty:
         return value
 
     @torch.no_grad()
-    def value_and_gradients(self) -> tuple[Tensor, list[Tensor]]:
-        """R and its gradients, one for each bound parameter, in the computation's dtype."""
+    def value_and_gradients(
+        self, side: Side | None = None, free: float = 0.0
+    ) -> tuple[Tensor, list[Tensor]]:
+        """R and its gradients, one for each bound parameter, in the computation's dtype.
+
+        Args:
+            side: take this side; None: the penalty's own.
+            free: on the off side, the weight of the part that is inside.
+        """
+        side = side or self.side
         stacks = self._ready()
         with _no_autocast(stacks[0].scale.device):
             updates = [stack.updates() for stack in stacks]
@@ -126,14 +167,19 @@ class Penalty:
             gradients: list[Tensor] = []
             for stack, (b, a) in zip(stacks, updates, strict=True):
                 here = None if total is None else total.to(b.device, b.dtype)
-                result = operators.penalty(self.operator, self.side, b, a, stack.projection, here)
+                result = operators.penalty(self.operator, side, b, a, stack.projection, here, free)
+                if stack.weights is not None:
+                    result = operators.weighted(result, stack.weights)
                 value = value + result.value.sum().to(value.device, value.dtype)
                 gradients.extend(stack.to_parameters(result))
         return value, gradients
 
     @torch.no_grad()
     def movement(self) -> Movement:
-        """How far the model has moved by now and how that lies to the anchor."""
+        """How far the model has moved by now and how that lies to the anchor.
+
+        It is about the update alone: neither ``layer_weights`` nor a bounded free part change it.
+        """
         rows = []
         value = 0.0
         stacks = self._ready()
@@ -228,7 +274,9 @@ class Penalty:
         )
         if now != self._built_for:
             targets = self.coverage.targets
-            self._stacks = build_stacks(targets, self.operator, self.rank, self.scaled)
+            self._stacks = build_stacks(
+                targets, self.operator, self.rank, self.scaled, self.layer_weights
+            )
             self._built_for = now
         return self._stacks
 
@@ -237,8 +285,8 @@ class _ClosedForm(torch.autograd.Function):
     """R with its closed-form gradients, so that autograd never walks through the projection."""
 
     @staticmethod
-    def forward(ctx: Any, penalty: Penalty, *parameters: Tensor) -> Tensor:
-        value, gradients = penalty.value_and_gradients()
+    def forward(ctx: Any, penalty: Penalty, side: Side, *parameters: Tensor) -> Tensor:
+        value, gradients = penalty.value_and_gradients(side)
         ctx.save_for_backward(*gradients)
         ctx.dtypes = [p.dtype for p in parameters]
         return value
@@ -248,10 +296,11 @@ class _ClosedForm(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         return (
             None,
+            None,
             *(
                 (upstream.to(g.device, g.dtype) * g).to(dtype) if needed else None
                 for g, dtype, needed in zip(
-                    ctx.saved_tensors, ctx.dtypes, ctx.needs_input_grad[1:], strict=True
+                    ctx.saved_tensors, ctx.dtypes, ctx.needs_input_grad[2:], strict=True
                 )
             ),
         )
@@ -269,6 +318,7 @@ def bind(
     side: Side = "off",
     scaled: bool = True,
     rank: int | None = None,
+    layer_weights: LayerWeights = "none",
 ) -> Penalty:
     """The penalty of ``anchor`` on ``model``, every adapted module matched by name.
 
@@ -280,55 +330,25 @@ def bind(
         side: the part that is penalised.
         scaled: penalise ``s·B·A`` (True) or, as the authors' code does, ``B·A`` (False).
         rank: use the top singular triplets only; None for all that the anchor holds.
+        layer_weights: weigh each module's penalty by its ``‖dW‖`` (``norm``) or ``‖dW‖²``
+            (``energy``) over the mean of all modules'; ``none`` weighs all alike.
 
     Raises:
-        AnchorError: what is no anchor, an unknown operator or side, a rank that is no whole
-            number or more than the anchor holds, a penalty that would vanish, or modules that do
-            not match (see ``binding.cover``).
+        AnchorError: what is no anchor, an unknown operator, side or weighting, a rank that is no
+            whole number or more than the anchor holds, a penalty that would vanish, or modules
+            that do not match (see ``binding.cover``).
     """
-    if not isinstance(getattr(anchor, "modules", None), Mapping):
-        found = repr(str(anchor)) if isinstance(anchor, (str, PathLike)) else type(anchor).__name__
-        raise AnchorError(
-            f"the anchor given is {found}, which is no Anchor: open its file with "
-            "anchortune.Anchor.load(path) first"
-        )
-    if operator not in OPERATORS:
-        raise AnchorError(f"operator {operator!r} is unknown: choose one of {', '.join(OPERATORS)}")
-    if side not in SIDES:
-        raise AnchorError(f"side {side!r} is unknown: choose off or along")
-    if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int)):
-        raise AnchorError(
-            f"rank {rank!r} is not a whole number: leave it out to use all that the anchor holds"
-        )
-    if rank is not None and rank < 1:
-        raise AnchorError(f"rank {rank} is below 1: leave it out to use all that the anchor holds")
-    if operator == "none" and side == "along":
-        raise AnchorError("operator 'none' has no along side (its C is 0): use side='off'")
+    check_anchor(anchor)
+    check_settings(operator, side, rank, layer_weights)
     coverage = cover(model, anchor.modules)
-    penalty = Penalty(coverage, operator=operator, side=side, scaled=scaled, rank=rank)
+    penalty = Penalty(
+        coverage,
+        operator=operator,
+        side=side,
+        scaled=scaled,
+        rank=rank,
+        layer_weights=layer_weights,
+    )
     for target in coverage.targets:
-        _check_rank(penalty, target)
+        check_rank(target, operator, side, rank)
     return penalty
-
-
-def _check_rank(penalty: Penalty, target: Target) -> None:
-    held = target.factors.rank
-    d_out = target.factors.shape[1 if target.stored_transposed else 0]
-    if penalty.rank is not None and penalty.rank > held and target.factors.tail > 0:
-        raise AnchorError(
-            f"rank {penalty.rank} is more than the {held} singular triplets that the anchor holds "
-            f"of {target.name!r}: build it with a higher rank"
-        )
-    if penalty.side == "along":
-        return
-    used = used_rank(target, penalty.rank)
-    if penalty.operator == "subspace" and used >= d_out:
-        raise AnchorError(
-            f"operator 'subspace' at rank {used} keeps all {d_out} output directions of "
-            f"{target.name!r} free, so its penalty vanishes: give a lower rank"
-        )
-    if penalty.operator == "subspace2" and used >= max(target.factors.shape):
-        raise AnchorError(
-            f"operator 'subspace2' at rank {used} keeps all {used} input and output directions of "
-            f"{target.name!r} free, so its penalty vanishes: give a lower rank"
-        )

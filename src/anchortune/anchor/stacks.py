@@ -13,12 +13,15 @@ from torch import Tensor, nn
 from anchortune.anchor.binding import Target
 from anchortune.errors import AnchorError
 from anchortune.maths import operators
-from anchortune.maths.operators import Operator, Projection
+from anchortune.maths.operators import LayerWeights, Operator, Projection
 
 
 @dataclass
 class Stack:
-    """Targets of one shape, dtype and device, with their constants side by side."""
+    """Targets of one shape, dtype and device, with their constants side by side.
+
+    ``weights`` are what the modules' penalties are multiplied by, (n,); None where all are 1.
+    """
 
     targets: list[Target]
     projection: Projection
@@ -26,6 +29,7 @@ class Stack:
     scale: Tensor
     start_b: list[Tensor | None]
     start_a: list[Tensor | None]
+    weights: Tensor | None = None
 
     def updates(self) -> tuple[Tensor, Tensor | None]:
         """``(s·B, A)`` stacked (with ``−s·B₀, A₀`` beside them), or ``(W − W₀, None)``."""
@@ -78,7 +82,11 @@ def used_rank(target: Target, rank: int | None) -> int:
 
 
 def build_stacks(
-    targets: Sequence[Target], operator: Operator, rank: int | None, scaled: bool
+    targets: Sequence[Target],
+    operator: Operator,
+    rank: int | None,
+    scaled: bool,
+    layer_weights: LayerWeights = "none",
 ) -> list[Stack]:
     """The targets grouped by shape, device and dtype, with what ``operator`` needs of the anchor.
 
@@ -87,9 +95,14 @@ def build_stacks(
         operator: what the update is measured against.
         rank: singular triplets used at most.
         scaled: whether ``s`` is part of the update.
+        layer_weights: what a module's penalty is weighted by.
     """
-    groups: dict[tuple[object, ...], list[Target]] = {}
-    for target in targets:
+    weights: Sequence[float | None] = [None] * len(targets)
+    if layer_weights != "none":
+        norms = torch.tensor([target.factors.norm for target in targets], dtype=torch.float64)
+        weights = operators.module_weights(layer_weights, norms).tolist()
+    groups: dict[tuple[object, ...], list[tuple[Target, float | None]]] = {}
+    for target, weight in zip(targets, weights, strict=True):
         b, a = target.parameters()
         key = (
             b.device,
@@ -100,7 +113,7 @@ def build_stacks(
             target.stored_transposed,
             target.start_a is not None,
         )
-        groups.setdefault(key, []).append(target)
+        groups.setdefault(key, []).append((target, weight))
     whole = math.sqrt(
         math.fsum(
             float(target.factors.sigma[: used_rank(target, rank)].double().square().sum())
@@ -111,9 +124,15 @@ def build_stacks(
 
 
 def _stack(
-    targets: list[Target], operator: Operator, rank: int | None, scaled: bool, whole: float
+    group: list[tuple[Target, float | None]],
+    operator: Operator,
+    rank: int | None,
+    scaled: bool,
+    whole: float,
 ) -> Stack:
     """One group; ``whole`` is the norm of dW's kept part over all modules, for one direction."""
+    targets = [target for target, _ in group]
+    shares = [share for _, share in group if share is not None]
     first = targets[0]
     weight = first.parameters()[0]
     full = first.adapter is None
@@ -142,4 +161,5 @@ def _stack(
         scale,
         [None if t.start_b is None else t.start_b.to(weight.device, keep) for t in targets],
         [None if t.start_a is None else t.start_a.to(**like) for t in targets],
+        torch.tensor(shares, **like) if shares else None,
     )

@@ -6,12 +6,16 @@ The penalty of one adapted module is ``‖(I − C)·X‖²_F`` (``side="off"``,
 itself is given and ``A`` is None. Every function takes a *stack* of n modules of one shape, so that
 a model's layers are a few batched products and not a loop.
 
+What ``off`` leaves free can be bounded too: ``‖(I − C)·X‖² + free·‖C·X‖²`` for the operators whose
+C is an orthogonal projection (``PROJECTORS``), with ``free`` the weight of the inside part.
+
 Shapes throughout: ``B (n, d_out, r)``, ``A (n, r, d_in)``, ``left (n, d_out, k)``,
 ``right (n, d_in, k)``, ``weight (n, k)``; values are ``(n,)``.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -21,6 +25,10 @@ Operator = Literal["gram", "subspace", "subspace2", "direction", "direction_glob
 Side = Literal["off", "along"]
 OPERATORS: tuple[Operator, ...] = get_args(Operator)
 SIDES: tuple[Side, ...] = get_args(Side)
+LayerWeights = Literal["none", "norm", "energy"]
+LAYER_WEIGHTS: tuple[LayerWeights, ...] = get_args(LayerWeights)
+PROJECTORS: tuple[Operator, ...] = ("subspace", "subspace2", "direction", "direction_global")
+"""Operators for which ``‖X‖² = ‖(I − C)·X‖² + ‖C·X‖²``."""
 
 
 class Projection(NamedTuple):
@@ -79,6 +87,29 @@ def eigenvalues(operator: Operator, sigma: Tensor, norm: Tensor) -> Tensor:
     return torch.zeros_like(sigma)
 
 
+def module_weights(kind: LayerWeights, norms: Tensor) -> Tensor:
+    """What each module's penalty is multiplied by: of mean 1, so that λ keeps its size.
+
+    ``none``: 1; ``norm``: ``‖dW_m‖ / mean ‖dW‖``; ``energy``: ``‖dW_m‖² / mean ‖dW‖²``.
+
+    Args:
+        kind: one of ``LAYER_WEIGHTS``.
+        norms: whole norms ``‖dW_m‖_F`` of all modules, (m,), above 0.
+    """
+    if kind == "none":
+        return torch.ones_like(norms)
+    share = norms / norms.max()  # squares of small numbers stay above 0
+    share = share.square() if kind == "energy" else share
+    return share / share.mean()
+
+
+def weighted(gradients: Gradients, weights: Tensor) -> Gradients:
+    """Value and gradients of each module's penalty times its weight, (n,)."""
+    lift = weights[:, None, None]
+    a = gradients.a
+    return Gradients(gradients.value * weights, gradients.b * lift, None if a is None else a * lift)
+
+
 def _t(matrix: Tensor) -> Tensor:
     return matrix.transpose(-1, -2)
 
@@ -101,8 +132,13 @@ def energy(b: Tensor, a: Tensor | None) -> Gradients:
     return _lifted(b, a, b)
 
 
-def one_sided(b: Tensor, a: Tensor | None, projection: Projection, side: Side) -> Gradients:
+def one_sided(
+    b: Tensor, a: Tensor | None, projection: Projection, side: Side, free: float = 0.0
+) -> Gradients:
     """The penalty of ``gram`` and ``subspace``: ``C = U diag(c) Uᵀ`` acts on the left of X.
+
+    ``free`` costs nothing: for a projector P, ``‖(I − P)X‖² + free·‖PX‖²`` is ``‖(I − C)X‖²`` with
+    all eigenvalues of C at ``1 − √free``.
 
     With ``E = (I − C)B`` (or ``CB``): value ``⟨EᵀE, AAᵀ⟩``, gradients ``2(I − C)E·AAᵀ`` (or
     ``2CE·AAᵀ``) and ``2EᵀE·A``. Only ``UᵀB`` (k × r) is ever formed.
@@ -111,6 +147,8 @@ def one_sided(b: Tensor, a: Tensor | None, projection: Projection, side: Side) -
     inside = _t(left) @ b
     if side == "along":
         return _lifted_through(left, c * inside, c, a)
+    if free:
+        c = c * (1 - math.sqrt(free))
     outside = b - left @ (c * inside)
     return _lifted(outside, a, outside - left @ (c * (1 - c) * inside))
 
@@ -121,11 +159,13 @@ def _lifted_through(left: Tensor, kept: Tensor, c: Tensor, a: Tensor | None) -> 
     return Gradients(small.value, left @ small.b, small.a)
 
 
-def two_sided(b: Tensor, a: Tensor | None, projection: Projection, side: Side) -> Gradients:
+def two_sided(
+    b: Tensor, a: Tensor | None, projection: Projection, side: Side, free: float = 0.0
+) -> Gradients:
     """The penalty of ``subspace2``: ``C(X) = U Uᵀ X V Vᵀ``.
 
     ``along`` is ``‖UᵀXV‖²``; ``off`` is summed from its two orthogonal parts,
-    ``‖(I − UUᵀ)X‖² + ‖UᵀX(I − VVᵀ)‖²``, so that nothing cancels.
+    ``‖(I − UUᵀ)X‖² + ‖UᵀX(I − VVᵀ)‖²``, so that nothing cancels, and ``free·‖UᵀXV‖²``.
     """
     left, right = projection.left, projection.right
     inside = _t(left) @ b
@@ -133,8 +173,11 @@ def two_sided(b: Tensor, a: Tensor | None, projection: Projection, side: Side) -
         core = inside @ right
         if side == "along":
             return Gradients(core.square().sum(dim=(-2, -1)), 2 * left @ core @ _t(right), None)
-        outside, leak = b - left @ inside, inside - core @ _t(right)
+        kept = core @ _t(right)
+        outside, leak = b - left @ inside, inside - kept
         value = outside.square().sum(dim=(-2, -1)) + leak.square().sum(dim=(-2, -1))
+        if free:
+            value, leak = value + free * core.square().sum(dim=(-2, -1)), leak + free * kept
         return Gradients(value, 2 * (outside + left @ leak), None)
     core_a = a @ right
     gram_inside = _t(inside) @ inside
@@ -145,8 +188,11 @@ def two_sided(b: Tensor, a: Tensor | None, projection: Projection, side: Side) -
             2 * left @ (inside @ gram_core),
             2 * gram_inside @ core_a @ _t(right),
         )
-    outside, leak_a = b - left @ inside, a - core_a @ _t(right)
+    kept_a = core_a @ _t(right)
+    outside, leak_a = b - left @ inside, a - kept_a
     gram_outside, gram_a, gram_leak = _t(outside) @ outside, a @ _t(a), leak_a @ _t(leak_a)
+    if free:
+        gram_leak, leak_a = gram_leak + free * core_a @ _t(core_a), leak_a + free * kept_a
     return Gradients(
         _dot(gram_outside, gram_a) + _dot(gram_inside, gram_leak),
         2 * (outside @ gram_a + left @ (inside @ gram_leak)),
@@ -166,9 +212,14 @@ def along(b: Tensor, a: Tensor | None, projection: Projection) -> Gradients:
 
 
 def directional(
-    b: Tensor, a: Tensor | None, projection: Projection, side: Side, total: Tensor | None = None
+    b: Tensor,
+    a: Tensor | None,
+    projection: Projection,
+    side: Side,
+    total: Tensor | None = None,
+    free: float = 0.0,
 ) -> Gradients:
-    """The penalty of ``direction``: ``‖X‖²_F − ⟨X, D⟩²`` (off) or ``⟨X, D⟩²`` (along).
+    """The penalty of ``direction``: ``‖X‖²_F − (1 − free)·⟨X, D⟩²`` (off) or ``⟨X, D⟩²`` (along).
 
     Args:
         b: as in the module's docstring.
@@ -177,10 +228,13 @@ def directional(
         side: the part to penalise.
         total: for one vector over all modules, ``Σ ⟨X, D⟩`` over every stack (a scalar). The
             values of the modules are then their shares, which sum to the whole penalty.
+        free: the weight of the part along D on the off side.
     """
     inner = along(b, a, projection)
     factor = inner.value if total is None else total.expand_as(inner.value)
     value, lift = inner.value * factor, 2 * factor[:, None, None]
+    if side == "off" and free:
+        value, lift = (1 - free) * value, (1 - free) * lift
     gradient_a = None if inner.a is None else lift * inner.a
     if side == "along":
         return Gradients(value, lift * inner.b, gradient_a)
@@ -202,6 +256,7 @@ def penalty(
     a: Tensor | None,
     projection: Projection,
     total: Tensor | None = None,
+    free: float = 0.0,
 ) -> Gradients:
     """Value and gradients of the penalty that ``operator`` and ``side`` name.
 
@@ -212,13 +267,15 @@ def penalty(
         a: ``A`` (n, r, d_in), or None for full updates.
         projection: the anchor's part, with ``weight`` from ``eigenvalues``.
         total: see ``directional``.
+        free: for the off side of one of ``PROJECTORS``: the weight, at least 0, of the part that
+            is inside, of which ``off`` alone takes nothing.
     """
     if operator in ("gram", "subspace"):
-        return one_sided(b, a, projection, side)
+        return one_sided(b, a, projection, side, free)
     if operator == "subspace2":
-        return two_sided(b, a, projection, side)
+        return two_sided(b, a, projection, side, free)
     if operator in ("direction", "direction_global"):
-        return directional(b, a, projection, side, total)
+        return directional(b, a, projection, side, total, free)
     if side == "along":
         zero = torch.zeros_like
         return Gradients(b.new_zeros(b.shape[0]), zero(b), None if a is None else zero(a))

@@ -89,7 +89,25 @@ def settings(section: PenaltySection) -> dict[str, Any]:
         "scaled": section.scaled,
         "rank": section.rank,
         "off_budget": section.off_budget,
+        "lam_inside": section.lam_inside,
+        "layer_weights": section.layer_weights,
     } | ({"probe_target": target} if section.steer == "probe" else {})
+
+
+def told_settings(section: PenaltySection) -> str:
+    """What the penalty is, in a line for people."""
+    found = settings(section)
+    told = [
+        f"operator {found['operator']}",
+        f"side {section.side}",
+        "scaled" if section.scaled else "unscaled",
+        f"lam {found['lam']}",
+    ]
+    if section.lam_inside:
+        told.append(f"lam_inside {section.lam_inside:g}")
+    if section.layer_weights != "none":
+        told.append(f"layer_weights {section.layer_weights}")
+    return ", ".join(told)
 
 
 def check_fit(anchor: Anchor, skeleton: Any, section: PenaltySection) -> list[str]:
@@ -105,12 +123,14 @@ def check_fit(anchor: Anchor, skeleton: Any, section: PenaltySection) -> list[st
             vanish.
         TrainingError: λ cannot be what is asked for.
     """
+    from anchortune.anchor.asked import check_inside
     from anchortune.anchor.penalty import bind
     from anchortune.training.schedule import make_schedule
 
     materialise_adapter(skeleton)
     asked = settings(section)
     lam, budget, target = asked.pop("lam"), asked.pop("off_budget"), asked.pop("probe_target", None)
+    check_inside(asked["operator"], asked["side"], asked.pop("lam_inside"))
     penalty = bind(anchor, skeleton, **asked)
     coverage = penalty.coverage
     coverage.targets[:] = [_weightless(target) for target in coverage.targets]

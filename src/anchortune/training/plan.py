@@ -25,7 +25,7 @@ from anchortune.training.anchored import (
     check_fit,
     check_start,
     load_anchor,
-    settings,
+    told_settings,
 )
 from anchortune.training.batches import (
     PreferenceData,
@@ -158,11 +158,7 @@ class Plan:
         penalty = self.penalty
         if penalty is None:
             return []
-        resolved = settings(penalty)
-        return [
-            f"penalty {penalty.anchor}: operator {resolved['operator']}, side {penalty.side}, "
-            f"{'scaled' if penalty.scaled else 'unscaled'}, lam {resolved['lam']}"
-        ]
+        return [f"penalty {penalty.anchor}: {told_settings(penalty)}"]
 
     def summary(self) -> dict[str, Any]:
         """The plan as plain values."""

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from transformers import TrainerCallback
 
+from anchortune.anchor.asked import check_inside
 from anchortune.anchor.penalty import DEFAULT_LAM, DEFAULT_OPERATOR, Movement, Penalty, bind
 from anchortune.errors import TrainingError
 from anchortune.files import write_json
-from anchortune.maths.operators import Operator, Side
+from anchortune.maths.operators import LayerWeights, Operator, Side
 from anchortune.training.mixins import check_trainer, grad_scale, put_in_front
 from anchortune.training.probing import attach_probe
 from anchortune.training.schedule import Schedule, Steer, make_schedule
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 STATE_FILE = "asft_state.json"
+_BEFORE = {"lam_inside": 0.0, "layer_weights": "none"}
+"""What a checkpoint that does not say was trained with: these came later."""
 _OWN_BACKWARD = ("lomo", "adalomo", "layerwise")
 
 
@@ -40,23 +43,18 @@ class _State:
         self,
         trainer: Any,
         anchor: Anchor,
-        operator: Operator,
+        options: dict[str, Any],
         lam: float | Literal["auto"],
-        side: Side,
-        scaled: bool,
-        rank: int | None,
+        lam_inside: float,
         off_budget: float | None,
         steer: Steer | None,
         probe_target: float | None,
     ) -> None:
         self.anchor = anchor
-        self.options: dict[str, Any] = {
-            "operator": operator,
-            "side": side,
-            "scaled": scaled,
-            "rank": rank,
-        }
+        self.options = options
         self.lam: float | Literal["auto"] = lam
+        check_inside(options["operator"], options["side"], lam_inside)
+        self.lam_inside = lam_inside
         self.steering = (off_budget, steer, probe_target)
         self.start(trainer.model)
 
@@ -71,7 +69,8 @@ class _State:
 
     def fingerprint(self) -> dict[str, Any]:
         """What a checkpoint must agree with to go on: the penalty, and where U is measured from."""
-        return {**self.options, "start": self.penalty.start_fingerprint()}
+        start = self.penalty.start_fingerprint()
+        return {**self.options, "lam_inside": self.lam_inside, "start": start}
 
 
 class _Guard(TrainerCallback):  # type: ignore[misc]
@@ -109,6 +108,10 @@ class AsftMixin:
         off_budget: see ``lam``; a share in (0, 1).
         probe: watches the model's safety while it trains; see ``attach_probe``.
         probe_target: see ``lam``; nats above 0.
+        lam_inside: the weight of what side ``off`` leaves free, a smaller λ of its own; 0 is the
+            paper's. For operators that are projections.
+        layer_weights: weigh each module's penalty, both parts of it, by its ``‖dW‖`` (``norm``)
+            or ``‖dW‖²`` (``energy``) over the mean of all modules'; ``none`` is the paper's.
         **kwargs: the parent's.
 
     Raises:
@@ -130,10 +133,13 @@ class AsftMixin:
         off_budget: float | None = None,
         probe: Probe | None = None,
         probe_target: float | None = None,
+        lam_inside: float = 0.0,
+        layer_weights: LayerWeights = "none",
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        _install(self, anchor, operator, lam, side, scaled, rank, off_budget, probe, probe_target)
+        options = _options(operator, side, scaled, rank, layer_weights)
+        _install(self, anchor, options, lam, lam_inside, off_budget, probe, probe_target)
         if probe is not None:
             attach_probe(self, probe)
 
@@ -158,8 +164,10 @@ class AsftMixin:
             state.lam_used = state.schedule.lam
             if state.schedule.needs_movement:
                 state.schedule.update(state.penalty.movement())
-            if state.lam_used:
-                state.penalty.add_gradient_(state.lam_used, grad_scale=grad_scale(trainer))
+            if state.lam_used or state.lam_inside:
+                state.penalty.add_gradient_(
+                    state.lam_used, lam_inside=state.lam_inside, grad_scale=grad_scale(trainer)
+                )
             state.fired += 1
         return loss
 
@@ -216,10 +224,10 @@ def _check_resumed(saved: dict[str, Any], now: dict[str, Any]) -> None:
                     "the update is measured from other weights than when the checkpoint was saved: "
                     "make the trainer with the model that the training began from, then resume"
                 )
-        elif saved.get(key) != value:
+        elif (old := saved.get(key, _BEFORE.get(key))) != value:
             raise TrainingError(
-                f"the checkpoint was trained with {key}={saved.get(key)!r}, not {value!r}: resume "
-                "with the same penalty, or start anew"
+                f"the checkpoint was trained with {key}={old!r}, not {value!r}: resume with the "
+                "same penalty, or start anew"
             )
 
 
@@ -251,14 +259,25 @@ def refuse_backends(trainer: Any, what: str = "the penalty") -> None:
         )
 
 
+def _options(
+    operator: Operator, side: Side, scaled: bool, rank: int | None, layer_weights: LayerWeights
+) -> dict[str, Any]:
+    """The keywords of ``bind``."""
+    return {
+        "operator": operator,
+        "side": side,
+        "scaled": scaled,
+        "rank": rank,
+        "layer_weights": layer_weights,
+    }
+
+
 def _install(
     trainer: Any,
     anchor: Anchor,
-    operator: Operator,
+    options: dict[str, Any],
     lam: float | Literal["auto"],
-    side: Side,
-    scaled: bool,
-    rank: int | None,
+    lam_inside: float,
     off_budget: float | None,
     probe: Probe | None,
     probe_target: float | None,
@@ -266,7 +285,7 @@ def _install(
     refuse_backends(trainer)
     steered = lam == "auto" and probe is not None and off_budget is None
     state = _State(
-        trainer, anchor, operator, lam, side, scaled, rank, off_budget,
+        trainer, anchor, options, lam, lam_inside, off_budget,
         "probe" if steered else None, probe_target,
     )  # fmt: skip
     trainer._asft = state
@@ -295,6 +314,8 @@ def attach(
     off_budget: float | None = None,
     probe: Probe | None = None,
     probe_target: float | None = None,
+    lam_inside: float = 0.0,
+    layer_weights: LayerWeights = "none",
 ) -> T:
     """Adds the AsFT penalty to a trainer that exists already, and returns that trainer.
 
@@ -313,6 +334,8 @@ def attach(
         off_budget: see ``AsftMixin``.
         probe: see ``AsftMixin``.
         probe_target: see ``AsftMixin``.
+        lam_inside: see ``AsftMixin``.
+        layer_weights: see ``AsftMixin``.
 
     Raises:
         AnchorError: the anchor does not fit the model.
@@ -322,6 +345,7 @@ def attach(
     if isinstance(trainer, AsftMixin):
         raise TrainingError("this trainer has a penalty already: attach once")
     check_trainer(trainer, "use penalty = anchor.bind(model) and add lam * penalty() to the loss")
-    _install(trainer, anchor, operator, lam, side, scaled, rank, off_budget, probe, probe_target)
+    options = _options(operator, side, scaled, rank, layer_weights)
+    _install(trainer, anchor, options, lam, lam_inside, off_budget, probe, probe_target)
     put_in_front(trainer, AsftMixin, "Asft")
     return trainer if probe is None else attach_probe(trainer, probe)
