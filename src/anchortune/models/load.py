@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import importlib.util
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from anchortune.config import LoraSection, MachineSection, ModelSection
 from anchortune.errors import CheckpointError, TrainingError
 from anchortune.files import sha256_file
 from anchortune.hardware import pick_device, pick_dtype
+from anchortune.models.unpacked import clear_quantisation, quiet, unpacked, write_unpacked
 
 logger = logging.getLogger(__name__)
 
@@ -139,24 +139,20 @@ def locate(section: ModelSection) -> Place:
     return Place(section.path, {**options, "revision": section.revision, "use_safetensors": True})
 
 
-@contextlib.contextmanager
-def _quiet(place: Place) -> Iterator[None]:
-    """Transformers' hints kept off the terminal while it unpacks a GGUF file.
-
-    One says that packed weights are slow in 16 bits, which is not so here: they are unpacked for
-    good.
-    """
-    from transformers.utils import logging as chatter
-
+def _unpacked(place: Place) -> Place:
+    """A place that loads fast: a GGUF file's folder in the cache, where it has one."""
     if place.gguf is None:
-        yield
-        return
-    level = chatter.get_verbosity()
-    chatter.set_verbosity_error()
-    try:
-        yield
-    finally:
-        chatter.set_verbosity(level)
+        return place
+    file = Path(place.folder) / place.gguf
+    folder = unpacked(file, lambda target: write_unpacked(file, target))
+    if folder is None:
+        return place
+    options = {key: value for key, value in place.options.items() if key != "gguf_file"}
+    return Place(str(folder), {**options, "use_safetensors": True})
+
+
+def _quiet(place: Place) -> contextlib.AbstractContextManager[None]:
+    return contextlib.nullcontext() if place.gguf is None else quiet()
 
 
 def _refused(section: ModelSection, error: Exception) -> CheckpointError:
@@ -173,13 +169,16 @@ def load_tokenizer(section: ModelSection) -> Any:
     """
     from transformers import AutoTokenizer
 
-    place = locate(section)
+    named = locate(section)
+    place = _unpacked(named)
+    if named.gguf is not None and _without_tokenizer(Path(place.folder)):
+        place = named  # let transformers say why
     options = {k: v for k, v in place.options.items() if k != "use_safetensors"}
     try:
         with _quiet(place):
             return AutoTokenizer.from_pretrained(place.folder, **options)
     except (OSError, ValueError, ImportError) as error:
-        if place.gguf is None and _without_tokenizer(Path(place.folder)):
+        if named.gguf is None and _without_tokenizer(Path(place.folder)):
             raise CheckpointError(
                 f"{section.path}: there is no tokenizer in it; save the model's own there, with "
                 "tokenizer.save_pretrained."
@@ -201,7 +200,7 @@ def load_config(section: ModelSection) -> Any:
     """
     from transformers import AutoConfig
 
-    place = locate(section)
+    place = _unpacked(locate(section))
     options = {k: v for k, v in place.options.items() if k != "use_safetensors"}
     try:
         return AutoConfig.from_pretrained(place.folder, **options)
@@ -247,6 +246,8 @@ def load_model(
     from transformers import AutoModelForCausalLM
 
     place = locate(section)
+    if auto is None and not four_bit:
+        place = _unpacked(place)
     options = dict(place.options)
     if four_bit:
         if section.adapter is not None:
@@ -270,7 +271,7 @@ def load_model(
             f"{section.path}: has no {min(found['missing_keys'])}, so it is another kind of model."
         )
     if place.gguf is not None:
-        _clear_quantisation(model)
+        clear_quantisation(model)
         cast(model, dtype)
     if section.adapter is not None:
         model = cast(merge_adapter(model, section.adapter), numbers.weights)
@@ -301,15 +302,6 @@ def _nf4(compute: torch.dtype) -> Any:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=compute,
     )
-
-
-def _clear_quantisation(model: Any) -> None:
-    """Forgets that the weights came from GGUF: they are plain floats now and may be saved."""
-    model.hf_quantizer = None
-    model.is_quantized = False
-    model.quantization_method = None
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
 
 
 def identity(section: ModelSection) -> dict[str, Any]:
