@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,7 +18,6 @@ from anchortune.models.load import (
     load_tokenizer,
     pick_numbers,
 )
-from anchortune.training import loop
 from anchortune.training.anchored import (
     UNVERIFIED,
     check_fit,
@@ -28,14 +26,14 @@ from anchortune.training.anchored import (
     told_settings,
 )
 from anchortune.training.batches import (
-    PreferenceData,
     TokenisedData,
     preferences,
     read_answers,
     tokenise,
 )
 from anchortune.training.chain import Chain, check_chain_fit, mix, plan_chain, plan_edit
-from anchortune.training.estimate import Estimate, estimate
+from anchortune.training.cost import Data, check_disk, cost_of, steps_of
+from anchortune.training.estimate import Estimate
 from anchortune.training.folder import RunFolder, State
 from anchortune.training.lora import add_lora, freeze_other_layers
 from anchortune.training.probe import Probe, plan_probe
@@ -45,7 +43,6 @@ if TYPE_CHECKING:
     from anchortune.anchor.anchor import Anchor
 
 _MAX_LENGTH = 2048
-Data = TokenisedData | PreferenceData
 
 
 @dataclass
@@ -95,7 +92,7 @@ class Plan:
     @property
     def steps(self) -> int:
         """Optimizer steps."""
-        return _steps(self.config, self.data)
+        return steps_of(self.config, self.data)
 
     @property
     def start(self) -> ModelSection:
@@ -257,8 +254,8 @@ def plan_stage(
         notes.append("the model needs a system prompt at inference; the record will hold it")
         notes += ["the probe asks without the system prompt"] if probe is not None else []
     trained = sum(p.numel() for p in skeleton.parameters() if p.requires_grad)
-    cost = _cost(config, numbers, skeleton, trained, data, timed, bool(chain.having("task_loss")))
-    _check_disk(folder, cost)
+    cost = cost_of(config, numbers, skeleton, trained, data, timed, bool(chain.having("task_loss")))
+    check_disk(folder, cost)
     timings = {"plan_s": time.perf_counter() - started}
     return Plan(
         kind, config, numbers, template, data, eval_data, model, anchor, facts, (trained, total),
@@ -280,12 +277,6 @@ def _template(config: TrainConfig | AlignConfig, chain: Chain) -> Template:
             "chat template."
         )
     return Template(aligned)
-
-
-def _steps(config: TrainConfig | AlignConfig, data: Data) -> int:
-    if isinstance(data, TokenisedData) and data.order is not None:
-        return len(data.order)
-    return loop.total_steps(config, len(data.rows))
 
 
 def _sources(screened: Screened | None) -> list[ScreenedSource]:
@@ -344,53 +335,3 @@ def _identity(
             "eval_data": checks,
         },
     }
-
-
-def _cost(
-    config: TrainConfig | AlignConfig,
-    numbers: Numbers,
-    skeleton: Any,
-    trained: int,
-    data: Data,
-    timed: bool,
-    reference: bool,
-) -> Estimate:
-    rows = len(data.rows)
-    if isinstance(data, TokenisedData):
-        lengths = [len(row.input_ids) for row in data.rows]
-        passes = 1.0
-    else:
-        lengths = data.lengths
-        passes = 2.0 * 1.5  # two answers a pair, and the reference model's forward pass
-    steps = _steps(config, data)
-    seen = steps * rows / loop.steps_per_epoch(rows, config.training.batch_size)
-    if isinstance(data, TokenisedData) and data.order is not None:
-        seen = sum(len(batch) for batch in data.order)
-    every = config.machine.save_steps or loop.steps_per_epoch(rows, config.training.batch_size)
-    kept = max(1, steps // every)
-    return estimate(
-        skeleton,
-        trained,
-        lengths,
-        numbers=numbers,
-        micro=loop.micro_batch(config) * (1 if passes == 1.0 else 2),
-        rows_seen=seen * passes,
-        lora=config.lora,
-        checkpointing=config.machine.gradient_checkpointing,
-        checkpoints=kept if config.machine.keep_checkpoints else min(kept, 3),
-        seed=config.seed,
-        timed=timed,
-        reference=reference,
-    )
-
-
-def _check_disk(folder: RunFolder, cost: Estimate) -> None:
-    place = folder.path.absolute()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    if cost.disk_bytes > free:
-        raise TrainingError(
-            f"output {folder.path} needs about {cost.disk_bytes / 2**30:.1f} GiB and "
-            f"{free / 2**30:.1f} GiB are free there; name a folder on another disk."
-        )

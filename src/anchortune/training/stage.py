@@ -15,7 +15,6 @@ import torch
 
 from anchortune.adapter.compose import compose, read_adapter, unname_base, write_adapter
 from anchortune.adapter.merge import locate_adapter
-from anchortune.config import AlignConfig
 from anchortune.config_io import dump_yaml
 from anchortune.data.screened import SCREEN_FILE
 from anchortune.errors import CheckpointError
@@ -24,12 +23,10 @@ from anchortune.models.load import cast, load_model
 from anchortune.record import Record, now, platform_facts, read_record, versions, write_record
 from anchortune.training import loop
 from anchortune.training.anchored import settings
-from anchortune.training.batches import Collator, PreferenceData, Sequences, TokenisedData
+from anchortune.training.batches import TokenisedData
 from anchortune.training.chain import edited
 from anchortune.training.defended import apply_after, result_files
 from anchortune.training.folder import State
-from anchortune.training.labelled import takes_labelled_positions
-from anchortune.training.lora import add_lora, freeze_other_layers, lora_config
 from anchortune.training.order import attach_order
 from anchortune.training.plan import Plan
 from anchortune.training.probing import (
@@ -39,9 +36,9 @@ from anchortune.training.probing import (
     attach_probe,
     probe_metrics,
 )
-from anchortune.training.sharing import attach_sharing, can_share
 from anchortune.training.task_loss import attach_task_loss
 from anchortune.training.terms import attach_terms
+from anchortune.training.trainers import make_trainer
 
 logger = logging.getLogger(__name__)
 
@@ -151,102 +148,6 @@ def _load(plan: Plan) -> Any:
             weight = module.weight.data
             weight.add_(part.left.to(weight) @ part.right.to(weight))
     return cast(model, plan.numbers.weights)
-
-
-def make_trainer(plan: Plan, model: Any, journal: loop.Journal) -> Any:
-    """The trainer of the plan's method, on ``model``, with our journal and schedule."""
-    ordered = isinstance(plan.data, TokenisedData) and plan.data.order is not None
-    # Of an order, a pass over the user's own rows is what the config's keys call an epoch.
-    rows = sum(r.used for r in plan.data.reports) if ordered else len(plan.data.rows)
-    per_epoch = loop.steps_per_epoch(rows, plan.config.training.batch_size)
-    options = loop.arguments(
-        plan.config,
-        plan.numbers,
-        plan.folder.checkpoints,
-        plan.steps,
-        per_epoch if ordered else None,
-    )
-    if isinstance(plan.data, PreferenceData):
-        trainer = _dpo_trainer(plan, model, options)
-    else:
-        trainer = _sft_trainer(plan, model, options)
-    for lora in getattr(trainer.model, "peft_config", {}).values():
-        # Named when the adapter is saved; else each checkpoint would ask the Hub about it.
-        lora.base_model_name_or_path = None
-    loop.quiet(trainer)
-    trainer.add_callback(journal)
-    training = plan.config.training
-    if training.schedule == "step":
-        loop.step_schedule(trainer, training.step_decay, per_epoch)
-    return trainer
-
-
-def _sft_trainer(plan: Plan, model: Any, options: dict[str, Any]) -> Any:
-    from transformers import Trainer, TrainingArguments
-
-    if plan.config.lora is not None:
-        model = add_lora(model, plan.config.lora, plan.config.seed, plan.chain.layers)
-        if plan.config.machine.gradient_checkpointing:
-            model.enable_input_require_grads()
-    elif plan.chain.layers is not None:
-        freeze_other_layers(model, plan.chain.layers)
-    tokenizer = plan.template.tokenizer
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    evaluated = plan.eval_data
-    # A defence's own loss is given every logit.
-    labelled = not plan.chain.having("task_loss") and takes_labelled_positions(model)
-    trainer = Trainer(
-        model=model,
-        args=loop.single_device(TrainingArguments(**options)),
-        data_collator=Collator(
-            pad,
-            multiple=8 if plan.numbers.device.type == "cuda" else 1,
-            labelled_only=labelled,
-        ),
-        train_dataset=Sequences(plan.data.rows if isinstance(plan.data, TokenisedData) else []),
-        eval_dataset=Sequences(evaluated.rows) if isinstance(evaluated, TokenisedData) else None,
-    )
-    if labelled and _shares(plan, model, trainer.args.world_size):
-        attach_sharing(trainer)
-    return trainer
-
-
-def _shares(plan: Plan, model: Any, processes: int) -> bool:
-    """Whether rows that begin alike are run together, as ``machine.share_prefixes`` says."""
-    machine, lora = plan.config.machine, plan.config.lora
-    wanted = machine.share_prefixes
-    if wanted == "auto":
-        wanted = plan.numbers.device.type == "cpu" and (lora is None or lora.dropout == 0.0)
-    # Checkpointing keeps no cache; DDP wants one forward pass before each backward pass.
-    if not wanted or machine.gradient_checkpointing or processes > 1:
-        return False
-    return can_share(model, plan.data.max_length)
-
-
-def _dpo_trainer(plan: Plan, model: Any, options: dict[str, Any]) -> Any:
-    import copy
-
-    from datasets import Dataset
-    from trl import DPOConfig, DPOTrainer
-
-    config = plan.config
-    beta = config.dpo.beta if isinstance(config, AlignConfig) else 0.1
-    # TRL turns checkpointing on by itself; here the config says.
-    checkpointing = config.machine.gradient_checkpointing
-    options |= {"label_names": None, "gradient_checkpointing": checkpointing, "beta": beta}
-    lora = lora_config(model, config.lora) if config.lora is not None else None
-    evaluated = plan.eval_data
-    return DPOTrainer(
-        model=model,
-        # With LoRA the reference is the model with the adapter off; TRL would else load a second
-        # one by its path, which a GGUF file or a merged adapter has not got.
-        ref_model=copy.deepcopy(model) if lora is None else None,
-        args=loop.single_device(DPOConfig(max_length=plan.data.max_length, **options)),
-        train_dataset=Dataset.from_list(list(plan.data.rows)),
-        eval_dataset=Dataset.from_list(list(evaluated.rows)) if evaluated is not None else None,
-        processing_class=plan.template.tokenizer,
-        peft_config=lora,
-    )
 
 
 def _attach_defences(plan: Plan, trainer: Any) -> None:
