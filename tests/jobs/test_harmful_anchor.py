@@ -78,7 +78,7 @@ def test_the_gradient_is_that_of_the_mean_loss_over_all_answer_tokens(
     tmp_path: Path, llama_aligned: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = ModelSection(path=str(llama_aligned))
-    monkeypatch.setattr("anchortune.jobs.harmful_gradient._ROWS", 3)
+    monkeypatch.setattr("anchortune.training.gradient._ROWS", 3)
     given = settings(pairs, method="gradient", rank=64)
     anchor = made(model, tmp_path / "g.safetensors", given)
 
