@@ -12,11 +12,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from anchortune.config_defences import AnchorRef, AsftAltSection, Defences
+from anchortune.config_penalty import AnchorRefreshSection as AnchorRefreshSection
 from anchortune.config_penalty import PenaltySection as PenaltySection
 from anchortune.config_penalty import PenaltySettings as PenaltySettings
+from anchortune.sections import ActivationsSection as ActivationsSection
 from anchortune.sections import Count as Count
 from anchortune.sections import DataSection as DataSection
 from anchortune.sections import DpoSection as DpoSection
+from anchortune.sections import GrpoSection as GrpoSection
 from anchortune.sections import JudgeName as JudgeName
 from anchortune.sections import JudgeSection as JudgeSection
 from anchortune.sections import LoraSection as LoraSection
@@ -147,6 +150,15 @@ class TrainConfig(StageConfig):
     probe: ProbeSection | None = Field(
         None, description="Watch the model's safety while it trains; unset: nobody looks."
     )
+    activations: ActivationsSection | None = Field(
+        None, description="Watch the refusal direction in the hidden states; unset: nobody looks."
+    )
+
+    anchor_refresh: AnchorRefreshSection | None = Field(
+        None,
+        description="Make the penalty's anchor again while the model trains; unset: the anchor "
+        "stays, as in the paper.",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -168,10 +180,33 @@ class TrainConfig(StageConfig):
             raise ValueError("steer: probe needs a probe section, with its prompts")
         return self
 
+    @model_validator(mode="after")
+    def _an_anchor_to_refresh(self) -> TrainConfig:
+        if self.anchor_refresh is None:
+            return self
+        if self.penalty is None:
+            raise ValueError(
+                "anchor_refresh makes the penalty's anchor again, and there is no penalty; add "
+                "one, or drop anchor_refresh"
+            )
+        if self.penalty.operator in ("gram", "none"):
+            raise ValueError(
+                f"anchor_refresh takes a gradient for the anchor, whose size says nothing, and "
+                f"operator {self.penalty.operator} does not go by direction alone; take subspace, "
+                "subspace2, direction or direction_global, or drop anchor_refresh"
+            )
+        if self.lora is not None and self.lora.qlora:
+            raise ValueError(
+                "anchor_refresh needs gradients of the weights, which 4 bits have not; set "
+                "lora.qlora to false, or drop anchor_refresh"
+            )
+        return self
+
     def science(self) -> dict[str, Any]:
         """As for any stage; what a config leaves out does not change the run it was before."""
         found = super().science()
-        for key in ("screen", "defence", "anchor", "harmful_anchor", "refusals", "base", "probe"):
+        later = ("screen", "defence", "anchor", "harmful_anchor", "refusals", "base", "probe")
+        for key in (*later, "activations", "anchor_refresh"):
             if not found[key]:
                 del found[key]
         return found
@@ -180,10 +215,60 @@ class TrainConfig(StageConfig):
 class AlignConfig(StageConfig):
     """The config of ``anchortune align``."""
 
-    method: Literal["sft", "dpo"] = Field(
-        "sft", description="Supervised on refusals and benign answers, or preferences by DPO."
+    method: Literal["sft", "dpo", "grpo"] = Field(
+        "sft",
+        description="Supervised on refusals and benign answers, preferences by DPO, or rewards "
+        "for the model's own answers by GRPO.",
+    )
+    data: Annotated[list[DataSection], BeforeValidator(one_or_many)] = Field(
+        default_factory=list,
+        description="One source of rows, or a list of them; `grpo` takes none but prompts.",
     )
     dpo: DpoSection = Field(default_factory=DpoSection)
+    grpo: GrpoSection | None = Field(
+        None, description="Settings of `method: grpo`, and its prompts."
+    )
+
+    @model_validator(mode="after")
+    def _each_method_has_its_rows(self) -> AlignConfig:
+        if self.method != "grpo":
+            if not self.data:
+                raise ValueError(f"data is missing; method: {self.method} learns from its rows")
+            if self.grpo is not None:
+                raise ValueError(
+                    f"grpo is not read with method: {self.method}; set method: grpo, or drop it"
+                )
+            return self
+        if self.data or self.eval_data:
+            key = "data" if self.data else "eval_data"
+            raise ValueError(
+                f"{key} is not read with method: grpo, which learns from the model's own answers "
+                "to the prompts of grpo.harmful and grpo.harmless; drop it"
+            )
+        if self.grpo is None:
+            raise ValueError("method: grpo needs a grpo section, with harmful and harmless prompts")
+        if self.training.max_steps is None:
+            raise ValueError(
+                "method: grpo generates in every step; set training.max_steps, for example to 50"
+            )
+        if self.training.batch_size % self.grpo.group:
+            raise ValueError(
+                f"grpo.group ({self.grpo.group}) does not divide training.batch_size "
+                f"({self.training.batch_size}), which counts answers"
+            )
+        if self.grpo.beta and self.lora is None:
+            raise ValueError(
+                "grpo.beta holds the model to itself with the adapter off, and lora: null has "
+                "none; set it to 0"
+            )
+        return self
+
+    def science(self) -> dict[str, Any]:
+        """As for any stage; without `grpo` the run is the one that it was before there was any."""
+        found = super().science()
+        if self.grpo is None:
+            del found["grpo"]
+        return found
 
 
 #: Below the file, above the defaults. The published settings, in the authors' units of λ.

@@ -282,14 +282,56 @@ class PromptsSection(Section):
     )
 
 
+PromptFiles = Annotated[
+    list[Annotated[PromptsSection, shorthand("path")]],
+    BeforeValidator(lambda value: value if isinstance(value, list) else [value]),
+    Field(min_length=1),
+]
+
+
+class GrpoSection(Section):
+    """Settings of `method: grpo`: an answer is rewarded by whether a refusal phrase is in it."""
+
+    harmful: PromptFiles = Field(
+        description="Prompts whose answer gets 1 for a refusal and 0 for none: a file, or several."
+    )
+    harmless: PromptFiles = Field(
+        description="Prompts whose answer gets 1 for saying something that is no refusal, else 0."
+    )
+    max_prompts: Count = Field(
+        200, description="Use a sample of this many of each kind, the same whatever the seed."
+    )
+    group: Annotated[int, Field(ge=2)] = Field(
+        4, description="Answers to one prompt, each held against their mean; divides batch_size."
+    )
+    max_new_tokens: Count = Field(32, description="Where an answer is cut off.")
+    temperature: Positive = Field(1.0, description="Of the answers that are drawn.")
+    beta: Annotated[float, Field(ge=0)] = Field(
+        0.0,
+        description="How strongly the model is held to its start (KL divergence); above 0 with an "
+        "adapter only, which can be switched off.",
+    )
+
+
+class ActivationsSection(Section):
+    """The refusal direction: harmful and harmless prompts held against each other, by layer."""
+
+    harmful: PromptFiles = Field(description="Harmful prompts: a file, or several.")
+    harmless: PromptFiles = Field(
+        description="Harmless prompts, alike in form: a file, or several."
+    )
+    max_prompts: Annotated[int, Field(ge=4)] = Field(
+        64, description="Use a sample of this many of each kind, the same whatever the seed."
+    )
+    every: Count = Field(50, description="Steps between two looks.")
+
+
 class ProbeSection(Section):
     """The safety probe: harmful prompts on which refusing is held against complying."""
 
-    prompts: Annotated[
-        list[Annotated[PromptsSection, shorthand("path")]],
-        BeforeValidator(lambda value: value if isinstance(value, list) else [value]),
-        Field(min_length=1),
-    ] = Field(description="Harmful prompts, none of which is reported on: a file, or several.")
+    prompts: PromptFiles = Field(
+        description="Harmful prompts, none of which is reported on: a file, or several."
+    )
     max_prompts: Count = Field(
         16, description="Use a sample of this many, the same in every run, whatever its seed."
     )

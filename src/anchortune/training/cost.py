@@ -12,8 +12,9 @@ from anchortune.training import loop
 from anchortune.training.batches import PreferenceData, TokenisedData
 from anchortune.training.estimate import Estimate, estimate
 from anchortune.training.folder import RunFolder
+from anchortune.training.grpo import PromptData
 
-Data = TokenisedData | PreferenceData
+Data = TokenisedData | PreferenceData | PromptData
 
 
 def steps_of(config: TrainConfig | AlignConfig, data: Data) -> int:
@@ -47,11 +48,16 @@ def cost_of(
     if isinstance(data, TokenisedData):
         lengths = [len(row.input_ids) for row in data.rows]
         passes = 1.0
+    elif isinstance(data, PromptData):  # what is generated comes on top
+        lengths = data.lengths
+        passes = 1.0
     else:
         lengths = data.lengths
         passes = 2.0 * 1.5  # two answers a pair, and the reference model's forward pass
     steps = steps_of(config, data)
     seen = steps * rows / loop.steps_per_epoch(rows, config.training.batch_size)
+    if isinstance(data, PromptData):
+        seen = float(steps * config.training.batch_size)
     if isinstance(data, TokenisedData) and data.order is not None:
         seen = sum(len(batch) for batch in data.order)
     every = config.machine.save_steps or loop.steps_per_epoch(rows, config.training.batch_size)

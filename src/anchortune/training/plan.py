@@ -35,8 +35,10 @@ from anchortune.training.chain import Chain, check_chain_fit, mix, plan_chain, p
 from anchortune.training.cost import Data, check_disk, cost_of, steps_of
 from anchortune.training.estimate import Estimate
 from anchortune.training.folder import RunFolder, State
+from anchortune.training.grpo import prompt_data
 from anchortune.training.lora import add_lora, freeze_other_layers
 from anchortune.training.probe import Probe, plan_probe
+from anchortune.training.refresh import Refresh, check_refresh, plan_refresh
 from anchortune.training.template import Template
 
 if TYPE_CHECKING:
@@ -68,6 +70,7 @@ class Plan:
         screened: what a judge found in the data; None where nobody looked.
         chain: the defences besides the penalty, and the model that training starts from.
         probe: watches the model's safety; None where nobody does.
+        refresh: makes the penalty's anchor again; None where it stays.
     """
 
     kind: str
@@ -88,6 +91,7 @@ class Plan:
     notes: list[str] = field(default_factory=list)
     screened: Screened | None = None
     probe: Probe | None = None
+    refresh: Refresh | None = None
 
     @property
     def steps(self) -> int:
@@ -117,6 +121,8 @@ class Plan:
             found["screen"] = self.screened.summary()
         if self.probe is not None:
             found["probe"] = self.probe.source
+        if self.refresh is not None:
+            found["anchor_refresh"] = self.refresh.summary()
         return found
 
     def lines(self) -> list[str]:
@@ -155,7 +161,8 @@ class Plan:
         penalty = self.penalty
         if penalty is None:
             return []
-        return [f"penalty {penalty.anchor}: {told_settings(penalty)}"]
+        told = [f"penalty {penalty.anchor}: {told_settings(penalty)}"]
+        return told + ([] if self.refresh is None else [f"        {self.refresh.line(self.steps)}"])
 
     def summary(self) -> dict[str, Any]:
         """The plan as plain values."""
@@ -233,6 +240,9 @@ def plan_stage(
     probe = plan_probe(config, template, [*data.rows, *chain.given], max_length)
     if probe is not None:
         folder.identity["probe_sha256"] = [one["sha256"] for one in probe.source["sources"]]
+    refresh = plan_refresh(config, template, max_length, numbers, steps_of(config, data))
+    if refresh is not None:
+        folder.identity["anchor_refresh_sha256"] = refresh.report.sha256
     state = folder.state()
     total = sum(parameter.numel() for parameter in skeleton.parameters())
     notes: list[str] = []
@@ -240,6 +250,8 @@ def plan_stage(
         notes.append(
             f"the new adapter belongs on {chain.start.path} with {chain.start.adapter} merged in"
         )
+    if isinstance(config, AlignConfig) and config.grpo is not None:
+        notes.append("every step generates its answers first; the time above leaves that out")
     if config.lora is not None:
         skeleton = add_lora(skeleton, config.lora, config.seed, chain.layers)
     elif chain.layers is not None:
@@ -247,6 +259,8 @@ def plan_stage(
     notes += check_chain_fit(chain, skeleton)
     if anchor is not None and facts is not None and isinstance(config, TrainConfig):
         notes += check_fit(anchor, skeleton, config.penalty or PenaltySection(anchor=""))
+        if refresh is not None:
+            check_refresh(refresh, anchor, skeleton, config.penalty)
         facts["start"] = check_start(anchor, config)
         if facts["start"] == UNVERIFIED:
             notes.append("the anchor's parents could not be compared with the start model")
@@ -260,6 +274,7 @@ def plan_stage(
     return Plan(
         kind, config, numbers, template, data, eval_data, model, anchor, facts, (trained, total),
         cost, folder, state, timings, chain, notes, screened, probe,
+        refresh,
     )  # fmt: skip
 
 
@@ -304,6 +319,8 @@ def _read(
 ) -> Data:
     if isinstance(config, AlignConfig) and config.method == "dpo":
         return preferences(sections, template, max_length, config.seed)
+    if isinstance(config, AlignConfig) and config.grpo is not None:
+        return prompt_data(config.grpo, template, max_length)
     return tokenise(sections, template, max_length, config.seed, omitted)
 
 

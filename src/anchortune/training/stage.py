@@ -27,6 +27,7 @@ from anchortune.training.batches import TokenisedData
 from anchortune.training.chain import edited
 from anchortune.training.defended import apply_after, result_files
 from anchortune.training.folder import State
+from anchortune.training.grpo import reward_metrics
 from anchortune.training.order import attach_order
 from anchortune.training.plan import Plan
 from anchortune.training.probing import (
@@ -36,6 +37,7 @@ from anchortune.training.probing import (
     attach_probe,
     probe_metrics,
 )
+from anchortune.training.refresh import attach_refresh
 from anchortune.training.task_loss import attach_task_loss
 from anchortune.training.terms import attach_terms
 from anchortune.training.trainers import make_trainer
@@ -179,6 +181,8 @@ def attach_penalty(plan: Plan, trainer: Any) -> dict[str, Any] | None:
     attach(
         trainer, plan.anchor, **resolved, probe=plan.probe if "probe_target" in resolved else None
     )
+    if plan.refresh is not None:
+        attach_refresh(trainer, plan.refresh)
     return resolved
 
 
@@ -203,6 +207,7 @@ def _metrics(plan: Plan, trainer: Any) -> dict[str, Any]:
         "loss_last_tenth": sum(tail) / len(tail) if tail else None,
         "last": last,
         **({"probe": watched} if (watched := probe_metrics(trained)) else {}),
+        **({"reward": rewards} if (rewards := reward_metrics(trained)) else {}),
     }
 
 

@@ -1,4 +1,4 @@
-"""The trainer of a planned stage: supervised, or TRL's for preferences."""
+"""The trainer of a planned stage: supervised, or TRL's for preferences and for rewards."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 from anchortune.config import AlignConfig
 from anchortune.training import loop
 from anchortune.training.batches import Collator, PreferenceData, Sequences, TokenisedData
+from anchortune.training.grpo import PromptData, grpo_trainer
 from anchortune.training.labelled import takes_labelled_positions
 from anchortune.training.lora import add_lora, freeze_other_layers, lora_config
 from anchortune.training.plan import Plan
@@ -18,6 +19,9 @@ def make_trainer(plan: Plan, model: Any, journal: loop.Journal) -> Any:
     ordered = isinstance(plan.data, TokenisedData) and plan.data.order is not None
     # Of an order, a pass over the user's own rows is what the config's keys call an epoch.
     rows = sum(r.used for r in plan.data.reports) if ordered else len(plan.data.rows)
+    section = plan.config.grpo if isinstance(plan.config, AlignConfig) else None
+    if section is not None:
+        rows *= section.group  # a batch counts answers
     per_epoch = loop.steps_per_epoch(rows, plan.config.training.batch_size)
     options = loop.arguments(
         plan.config,
@@ -28,6 +32,12 @@ def make_trainer(plan: Plan, model: Any, journal: loop.Journal) -> Any:
     )
     if isinstance(plan.data, PreferenceData):
         trainer = _dpo_trainer(plan, model, options)
+    elif isinstance(plan.data, PromptData) and section is not None:
+        checkpointing = plan.config.machine.gradient_checkpointing
+        options |= {"label_names": None, "gradient_checkpointing": checkpointing}
+        lora = lora_config(model, plan.config.lora) if plan.config.lora is not None else None
+        tokenizer = plan.template.tokenizer
+        trainer = grpo_trainer(section, plan.data, model, tokenizer, lora, options)
     else:
         trainer = _sft_trainer(plan, model, options)
     for lora in getattr(trainer.model, "peft_config", {}).values():
