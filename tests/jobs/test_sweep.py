@@ -244,6 +244,26 @@ def test_an_anchor_of_another_model_fails_before_any_training(
     assert len(list((root / "work" / "train").iterdir())) == before
     [record] = [run for run in records(root / "results").values() if run.state == "failed"]
     assert "holds other weights than" in str(record.error)
+    assert "or set anchor.allow_other_start" in str(record.error)
+    allowed = {"path": str(path), "allow_other_start": True}
+    for method in ({"name": "safe-lora"}, {"name": "asft", "rank": 2}):  # after training, and in it
+        axes = {"defence": {method["name"]: {"defence": [method], "anchor": allowed}}}
+        changed = made(tree, axes=axes, defaults={"training": {"max_steps": 3}})
+        assert do(Sweep(changed)) == [f"defence {method['name']}, seed 0: complete"]
+
+
+def test_another_start_is_allowed_of_a_made_anchor_only_and_unset_is_false(
+    whole: tuple[dict[str, Any], Path],
+) -> None:
+    tree, root = whole
+    with pytest.raises(ConfigError, match="allow_other_start is for an anchor at a path"):
+        made(tree, defaults={"anchor": {"allow_other_start": True}}).cells()
+    (root / "a.safetensors").write_bytes(b"")
+    digests = []
+    for extra in ({}, {"allow_other_start": False}):
+        anchor = {"path": str(root / "a.safetensors"), **extra}
+        digests.append([run.digest for run in Sweep(made(tree, defaults={"anchor": anchor})).runs])
+    assert digests[0] == digests[1]  # the key is newer than some records
 
 
 def test_one_run_under_two_labels_is_refused(whole: tuple[dict[str, Any], Path]) -> None:

@@ -9,22 +9,30 @@ import typer
 
 
 def status(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The output folder of a job.")],
+    run: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN", help="The output folder of a job, or a sweep's work or results."
+        ),
+    ],
     watch: Annotated[
-        bool, typer.Option("--watch", help="Show it anew every two seconds until the job ends.")
+        bool, typer.Option("--watch", help="Show it anew every two seconds until it ends.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
-    """Tell where a job is: its step, how far, how long it takes yet, whether it still lives."""
+    """Tell where a job is: its step, how far, how long it takes yet, whether it still lives.
+
+    Of a sweep's folder: how many runs are done, failed and missing, and which are being done.
+    """
     import json
     import time
 
     from anchortune.errors import JobError
-    from anchortune.jobs.status import read_status
+    from anchortune.jobs.status import read_any
 
     if watch and as_json:
         raise JobError("--watch is for people and --json for programs; give one of them.")
-    report = read_status(run)
+    report = read_any(run)
     if as_json:
         typer.echo(json.dumps(report.to_json(), indent=2, ensure_ascii=False))
         return
@@ -41,4 +49,4 @@ def status(
             if report.state != "running":
                 return
             time.sleep(2)
-            report = read_status(run)
+            report = read_any(run)

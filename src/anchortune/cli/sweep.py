@@ -62,6 +62,7 @@ def sweep(
     from anchortune.errors import ConfigError
     from anchortune.jobs.sweep import Run, Sweep
     from anchortune.jobs.sweep_config import SweepConfig
+    from anchortune.jobs.sweep_status import list_runs
     from anchortune.report.runs import RunRecord
 
     if ray is not None and jobs > 1:
@@ -79,6 +80,7 @@ def sweep(
         _show(found, as_json=as_json, every=dry_run, notes=notes)
         return
     log_to_stderr()
+    list_runs(found)
     found.adopt()
     total = len(found.runs)
     done = found.counts()["complete"]

@@ -42,6 +42,22 @@ def count_lines(path: Path) -> int:
         return 0
 
 
+def last_step(log: Path) -> int:
+    """The step of the last whole line of a training's log."""
+    try:
+        with log.open("rb") as stream:
+            stream.seek(max(0, log.stat().st_size - 65536))
+            lines = stream.read().split(b"\n")
+    except OSError:
+        return 0
+    for line in reversed(lines):
+        try:
+            return int(json.loads(line)["step"])
+        except (ValueError, KeyError, TypeError):
+            continue
+    return 0
+
+
 @dataclass(frozen=True)
 class StepState:
     """A step that was done: ``steps/<name>.json``.

@@ -1,9 +1,11 @@
-"""``anchortune status``: where a job is, read from its folder by another process. No torch here."""
+"""``anchortune status``: where a job is, read from its folder by another process. No torch here.
+
+Of sweeps it is ``sweep_status`` that reads.
+"""
 
 from __future__ import annotations
 
 import datetime
-import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,8 +13,9 @@ from typing import Any, Literal
 from anchortune.errors import JobError
 from anchortune.evaluation.outputs import OUTPUTS_FILE
 from anchortune.evaluation.progress import duration
-from anchortune.jobs.folder import JobFolder, JobStatus, StepStatus, count_lines
+from anchortune.jobs.folder import JobFolder, JobStatus, StepStatus, count_lines, last_step
 from anchortune.jobs.lock import Holder, holder_of, is_alive
+from anchortune.jobs.sweep_status import SweepsReport, read_sweeps
 from anchortune.record import RECORD_FILE
 
 State = Literal["running", "dead", "complete", "failed"]
@@ -108,6 +111,19 @@ def _line(step: StepReport) -> str:
     return ", ".join(parts)
 
 
+def read_any(path: str | Path) -> Report | SweepsReport:
+    """Where the job in a folder is, or where the sweeps are whose work or records it holds.
+
+    Raises:
+        JobError: it is no such folder, or one of its files cannot be read.
+    """
+    if not JobFolder(path).is_job():
+        found = read_sweeps(Path(path).expanduser())
+        if found is not None:
+            return found
+    return read_status(path)
+
+
 def read_status(path: str | Path) -> Report:
     """Where the job in a folder is.
 
@@ -118,7 +134,8 @@ def read_status(path: str | Path) -> Report:
     status = folder.read_status() if folder.is_job() else None
     if status is None:
         raise JobError(
-            f"{path} is no job's folder; name the output of a job that `anchortune run` was given."
+            f"{path} is no job's folder; name the output of a job that `anchortune run` was given, "
+            "or the work or results of a sweep."
         )
     holder = holder_of(folder.path)
     state = _state(status, holder, folder.path)
@@ -160,7 +177,7 @@ def _step(step: StepStatus, job: State, folder: JobFolder) -> StepReport:
         return report
     place = folder.path / step.folder
     if step.verdicts is None:
-        done, unit, verdicts = _last_step(place / "log.jsonl"), "steps", None
+        done, unit, verdicts = last_step(place / "log.jsonl"), "steps", None
     else:
         done, unit = count_lines(place / OUTPUTS_FILE), "answers"
         verdicts = (min(count_lines(place / _VERDICTS), step.verdicts), step.verdicts)
@@ -172,22 +189,6 @@ def _step(step: StepStatus, job: State, folder: JobFolder) -> StepReport:
     if elapsed is not None and new > 0 and done < step.total:
         left = elapsed / new * (step.total - done)
     return replace(report, unit=unit, done=done, total=step.total, verdicts=verdicts, left_s=left)
-
-
-def _last_step(log: Path) -> int:
-    """The step of the last whole line of a training's log."""
-    try:
-        with log.open("rb") as stream:
-            stream.seek(max(0, log.stat().st_size - 65536))
-            lines = stream.read().split(b"\n")
-    except OSError:
-        return 0
-    for line in reversed(lines):
-        try:
-            return int(json.loads(line)["step"])
-        except (ValueError, KeyError, TypeError):
-            continue
-    return 0
 
 
 def _decision(folder: JobFolder) -> str | None:

@@ -101,7 +101,12 @@ class Sweep:
 
     @cached_property
     def runs(self) -> list[Run]:
-        """References first, then seed by seed, so that a whole table is there early."""
+        """Those that were chosen, in the order in which they are done."""
+        return self._chosen(self.every)
+
+    @cached_property
+    def every(self) -> list[Run]:
+        """All: references first, then seed by seed, so that a whole table is there early."""
         cells = [Cell(cell.labels, disjoint(cell.config)) for cell in self.config.cells()]
         for cell in cells:
             check_cell(cell)
@@ -116,7 +121,7 @@ class Sweep:
                     f"{other.line()}; {run.line()}. Keep an axis to the cells that it changes, "
                     "with only, or leave some out, with skip."
                 )
-        return self._chosen(runs)
+        return runs
 
     def _chosen(self, runs: list[Run]) -> list[Run]:
         kept = runs

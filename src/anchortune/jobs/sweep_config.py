@@ -34,6 +34,23 @@ _NOT_HERE = {
 }
 
 
+class CellAnchorSection(AnchorSection):
+    """Where a sweep's anchor comes from: a file or Hub id, or built from the model and its base."""
+
+    # Unset and false are one, so that a record from before the key stays as it is.
+    allow_other_start: Annotated[bool | None, BeforeValidator(lambda value: value or None)] = Field(
+        None,
+        description="Use the anchor at `path` for a model whose weights are not those it was "
+        "built from.",
+    )
+
+    @model_validator(mode="after")
+    def _of_a_made_one(self) -> CellAnchorSection:
+        if self.allow_other_start and self.path is None:
+            raise ValueError("allow_other_start is for an anchor at a path; leave it out")
+        return self
+
+
 class CellConfig(TrainConfig):
     """One run of a sweep but for its seed: how it is trained, and what it is asked.
 
@@ -45,7 +62,7 @@ class CellConfig(TrainConfig):
     )
     mix: MixSection | None = Field(None, description="Rows to train on, mixed at the run's seed.")
     output: str = Field("", description="Not to be given.")
-    anchor: Annotated[AnchorSection | None, shorthand("path")] = Field(  # type: ignore[assignment]
+    anchor: Annotated[CellAnchorSection | None, shorthand("path")] = Field(  # type: ignore[assignment]
         None, description="A made anchor, by its path, or how to build one."
     )
     evaluate: AskSection

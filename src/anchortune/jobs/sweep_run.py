@@ -220,7 +220,11 @@ class _Making:
         """The given anchor, or the one that is built for all runs that need the same."""
         given = self._cell.anchor
         if given is not None and given.path is not None:
-            return AnchorRef(path=given.path, revision=given.revision)
+            return AnchorRef(
+                path=given.path,
+                revision=given.revision,
+                allow_other_start=bool(given.allow_other_start),
+            )
         targets: list[str] | str | None = given.target_modules if given is not None else None
         if targets is None and isinstance(self._cell.lora, LoraSection):
             targets = self._cell.lora.target_modules
