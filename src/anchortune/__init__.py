@@ -14,8 +14,10 @@ from anchortune.errors import AnchortuneError
 if TYPE_CHECKING:
     from anchortune.anchor.anchor import Anchor
     from anchortune.anchor.penalty import Penalty
+    from anchortune.training.activations import attach_activations
     from anchortune.training.probe import Probe
     from anchortune.training.probing import attach_probe
+    from anchortune.training.refusal_direction import RefusalDirection
     from anchortune.training.seam import AsftMixin, attach
     from anchortune.training.trainer import AsftTrainer
 
@@ -25,7 +27,9 @@ _HOMES = {
     "AsftTrainer": "anchortune.training.trainer",
     "Penalty": "anchortune.anchor.penalty",
     "Probe": "anchortune.training.probe",
+    "RefusalDirection": "anchortune.training.refusal_direction",
     "attach": "anchortune.training.seam",
+    "attach_activations": "anchortune.training.activations",
     "attach_probe": "anchortune.training.probing",
 }
 
@@ -36,8 +40,10 @@ __all__ = [
     "AsftTrainer",
     "Penalty",
     "Probe",
+    "RefusalDirection",
     "__version__",
     "attach",
+    "attach_activations",
     "attach_probe",
 ]
 

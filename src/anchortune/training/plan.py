@@ -39,6 +39,7 @@ from anchortune.training.grpo import prompt_data
 from anchortune.training.lora import add_lora, freeze_other_layers
 from anchortune.training.probe import Probe, plan_probe
 from anchortune.training.refresh import Refresh, check_refresh, plan_refresh
+from anchortune.training.refusal_direction import RefusalDirection, plan_activations
 from anchortune.training.template import Template
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class Plan:
         chain: the defences besides the penalty, and the model that training starts from.
         probe: watches the model's safety; None where nobody does.
         refresh: makes the penalty's anchor again; None where it stays.
+        activations: watches the refusal direction; None where nobody does.
     """
 
     kind: str
@@ -92,6 +94,7 @@ class Plan:
     screened: Screened | None = None
     probe: Probe | None = None
     refresh: Refresh | None = None
+    activations: RefusalDirection | None = None
 
     @property
     def steps(self) -> int:
@@ -121,6 +124,8 @@ class Plan:
             found["screen"] = self.screened.summary()
         if self.probe is not None:
             found["probe"] = self.probe.source
+        if self.activations is not None:
+            found["activations"] = self.activations.source
         if self.refresh is not None:
             found["anchor_refresh"] = self.refresh.summary()
         return found
@@ -146,6 +151,7 @@ class Plan:
             *self._penalty_lines(),
             *self.chain.lines(),
             *([f"probe   {self.probe.line()}"] if self.probe is not None else []),
+            *([f"states  {self.activations.line()}"] if self.activations is not None else []),
             *self.estimate.lines(),
             f"output  {self.folder.path} ({self.state.value})",
             *(f"note    {note}" for note in self.notes),
@@ -243,6 +249,10 @@ def plan_stage(
     refresh = plan_refresh(config, template, max_length, numbers, steps_of(config, data))
     if refresh is not None:
         folder.identity["anchor_refresh_sha256"] = refresh.report.sha256
+    trained_rows = [*data.rows, *chain.given]
+    activations = plan_activations(config, template, trained_rows, max_length)
+    if activations is not None:
+        folder.identity["activations_sha256"] = activations.prompts_sha256
     state = folder.state()
     total = sum(parameter.numel() for parameter in skeleton.parameters())
     notes: list[str] = []
@@ -274,7 +284,7 @@ def plan_stage(
     return Plan(
         kind, config, numbers, template, data, eval_data, model, anchor, facts, (trained, total),
         cost, folder, state, timings, chain, notes, screened, probe,
-        refresh,
+        refresh, activations,
     )  # fmt: skip
 
 

@@ -150,10 +150,7 @@ class Probe:
         Args:
             rows: token ids.
         """
-        heads = set(self._heads)
-        lengths = {len(head) for head in heads}
-        seen = {tuple(row[:length]) for row in rows for length in lengths if len(row) > length}
-        return len(heads & seen)
+        return begun(self._heads, rows)
 
     def measure(self, model: Any) -> Reading:
         """How ``model`` stands now.
@@ -163,7 +160,7 @@ class Probe:
         """
         layout = self._layout
         device = model.get_input_embeddings().weight.device
-        with _undisturbed(model, device):
+        with undisturbed(model, device):
             logits = _last_logits(model, layout, device)
         picked = logits.float().log_softmax(-1).cpu()
         read = picked[layout.rows, layout.places, layout.tokens]
@@ -174,6 +171,19 @@ class Probe:
         return Reading(
             float(margins.mean()), float((margins > 0).double().mean()), margins.tolist()
         )
+
+
+def begun(heads: Sequence[tuple[int, ...]], rows: Sequence[Sequence[int]]) -> int:
+    """How many of the prompts are the beginning of a training sequence.
+
+    Args:
+        heads: token ids of each prompt.
+        rows: token ids of each sequence.
+    """
+    distinct = set(heads)
+    lengths = {len(head) for head in distinct}
+    seen = {tuple(row[:length]) for row in rows for length in lengths if len(row) > length}
+    return len(distinct & seen)
 
 
 def plan_probe(
@@ -367,8 +377,13 @@ def _last_logits(model: Any, layout: _Layout, device: torch.device) -> Tensor:
 
 
 @contextmanager
-def _undisturbed(model: Any, device: torch.device) -> Iterator[None]:
-    """No gradients and no dropout inside; modes and random numbers as before afterwards."""
+def undisturbed(model: Any, device: torch.device) -> Iterator[None]:
+    """No gradients and no dropout inside; modes and random numbers as before afterwards.
+
+    Args:
+        model: that is looked at.
+        device: of its embeddings, whose random numbers are kept as well.
+    """
     training = [module for module in model.modules() if module.training]
     drawn = [device] if device.type == "cuda" else []
     with torch.no_grad(), torch.random.fork_rng(devices=drawn):

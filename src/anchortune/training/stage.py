@@ -22,6 +22,7 @@ from anchortune.files import atomic_directory, write_json, write_text
 from anchortune.models.load import cast, load_model
 from anchortune.record import Record, now, platform_facts, read_record, versions, write_record
 from anchortune.training import loop
+from anchortune.training.activations import activation_metrics, attach_activations
 from anchortune.training.anchored import settings
 from anchortune.training.batches import TokenisedData
 from anchortune.training.chain import edited
@@ -79,6 +80,8 @@ def run_stage(plan: Plan) -> Record:
     penalty = attach_penalty(plan, trainer)
     if plan.probe is not None and not isinstance(trainer, ProbeMixin):
         attach_probe(trainer, plan.probe)
+    if plan.activations is not None:
+        attach_activations(trainer, plan.activations, by_layer=True)
 
     resumed = int(checkpoint.name.rsplit("-", 1)[-1]) if checkpoint is not None else 0
     plan.folder.trim_log(resumed)
@@ -207,6 +210,7 @@ def _metrics(plan: Plan, trainer: Any) -> dict[str, Any]:
         "loss_last_tenth": sum(tail) / len(tail) if tail else None,
         "last": last,
         **({"probe": watched} if (watched := probe_metrics(trained)) else {}),
+        **({"activations": seen} if (seen := activation_metrics(trained)) else {}),
         **({"reward": rewards} if (rewards := reward_metrics(trained)) else {}),
     }
 
