@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from anchortune.sections import Count, Positive, Section, Share
+from anchortune.sections import Count, DataSection, Positive, Section, Share, shorthand
 
 
 class PenaltySettings(Section):
@@ -99,3 +99,18 @@ class PenaltySection(PenaltySettings):
 
     anchor: str = Field(description="An anchor file, or the Hub id of one.")
     revision: str | None = Field(None, description="The Hub revision of the anchor.")
+
+
+class AnchorRefreshSection(Section):
+    """The penalty's anchor made again while the model trains: does the direction drift with it?
+
+    The anchor becomes the direction of steepest descent, at the weights of that moment, of the mean
+    loss on `data`. Where the update is measured from stays: the start model.
+    """
+
+    every: Count = Field(description="Optimizer steps between two times.")
+    data: Annotated[DataSection, shorthand("path")] = Field(
+        description="What the gradient is taken on: refusals for AsFT, harmful requests with "
+        "harmful answers for AsFT-Alt; a path, or a section as in `data`."
+    )
+    rank: Count = Field(32, description="Directions kept in each layer.")

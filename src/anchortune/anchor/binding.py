@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 from torch import Tensor, nn
@@ -124,6 +124,28 @@ def _same_tail(key: str, name: str) -> bool:
     key_stack, key_tail = split(key)
     name_stack, name_tail = split(name)
     return bool(key_tail) and key_stack == name_stack and key_tail == name_tail
+
+
+def renewed(target: Target, modules: Mapping[str, Factors]) -> Target:
+    """A bound module beside other factors; where its update is measured from stays.
+
+    Args:
+        target: bound.
+        modules: by name, in the shape of the model's weight.
+
+    Raises:
+        AnchorError: it is missing, of another shape, or nothing.
+    """
+    if target.name not in modules:
+        raise AnchorError(
+            f"{target.name} is bound to an anchor and not in the one that replaces it"
+        )
+    factors = modules[target.name]
+    if factors.shape != target.factors.shape:
+        _check_shape(target.name, target.factors.shape, factors)
+    if not factors.rank or factors.norm < 1e-30:
+        raise AnchorError(f"the new anchor is nothing in {target.name}: it has no direction there")
+    return replace(target, factors=factors)
 
 
 def _is_conv1d(module: nn.Module) -> bool:

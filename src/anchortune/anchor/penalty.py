@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from anchortune.anchor.asked import check_anchor, check_inside, check_rank, check_settings
-from anchortune.anchor.binding import Coverage, cover
+from anchortune.anchor.binding import Coverage, cover, renewed
 from anchortune.anchor.stacks import Stack, build_stacks, compute_dtype, used_rank
 from anchortune.maths import operators
 from anchortune.maths.operators import LayerWeights, Operator, Side
 
 if TYPE_CHECKING:
     from anchortune.anchor.anchor import Anchor
+    from anchortune.maths.factors import Factors
 
 DEFAULT_OPERATOR: Operator = "subspace"
 DEFAULT_LAM = 1.0
@@ -237,6 +239,21 @@ class Penalty:
                 )
             whole += float(energy.sum())
         return punished / whole
+
+    def measure_against(self, modules: Mapping[str, Factors]) -> None:
+        """Takes other factors from now on; the weights that U is measured from stay.
+
+        Args:
+            modules: of every bound module, by its name; in the shape of the model's weight.
+
+        Raises:
+            AnchorError: one is missing, of another shape or nothing, or its rank will not do.
+        """
+        targets = [renewed(target, modules) for target in self.coverage.targets]
+        for target in targets:
+            check_rank(target, self.operator, self.side, self.rank)
+        self.coverage.targets[:] = targets
+        self._built_for = ()
 
     def start_fingerprint(self) -> str:
         """A SHA-256 over the weights that U is measured from: names, shapes, dtypes and bytes.
