@@ -10,6 +10,7 @@ import typer
 from anchortune._version import __version__
 from anchortune.cli.align import align
 from anchortune.cli.anchor import app as anchor_app
+from anchortune.cli.drift import drift, separate
 from anchortune.cli.eval import evaluate
 from anchortune.cli.gate import gate
 from anchortune.cli.judge import app as judge_app
@@ -41,6 +42,8 @@ app.command()(sweep)
 app.command()(table)
 app.command()(plot)
 app.command()(mix)
+app.command()(drift)
+app.command()(separate)
 app.command()(extrapolate)
 app.command()(project)
 app.add_typer(anchor_app, name="anchor")

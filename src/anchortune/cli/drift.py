@@ -1,0 +1,276 @@
+"""``anchortune drift`` and ``anchortune separate``: how trained updates lie to an anchor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from anchortune.landscape.directions_again import Estimates
+    from anchortune.landscape.run import Run
+    from anchortune.landscape.separate import Separation
+    from anchortune.report.drift import Drift
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+def drift(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="The output folder of a train or align.")
+    ],
+    anchor: Annotated[
+        Path | None, typer.Option(help="The anchor's file; unset: the one the run was given.")
+    ] = None,
+    harmful_anchor: Annotated[
+        Path | None, typer.Option(help="A harmful anchor's file, to look at too.")
+    ] = None,
+    refusals: Annotated[
+        str | None,
+        typer.Option(metavar="DATA", help="Estimate the alignment direction again, on these."),
+    ] = None,
+    harmful: Annotated[
+        str | None,
+        typer.Option(metavar="DATA", help="Estimate the harmful direction again, on these pairs."),
+    ] = None,
+    rows: Annotated[
+        int | None, typer.Option(min=2, help="Use a seeded sample of this many rows of each.")
+    ] = None,
+    rank: Annotated[int, typer.Option(min=1, help="Directions of an estimate.")] = 32,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="The folder to write; unset: RUN/drift.")
+    ] = None,
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="Where.")] = "auto",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check, and say what it takes.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show how a run's update lies to the anchor at every checkpoint, and how directions turn."""
+    from anchortune.cli.stage import log_to_stderr
+    from anchortune.errors import TrainingError
+    from anchortune.files import why_not_writable
+
+    folder = output or run / "drift"
+    if not run.is_dir():
+        raise TrainingError(f"{run} is no folder: give the output of anchortune train or align")
+    reason = why_not_writable(folder / "drift.json")
+    if reason is not None:
+        raise TrainingError(f"-o {folder} cannot be written: {reason}")
+    if rows is not None and refusals is None and harmful is None:
+        raise TrainingError("--rows is of --refusals and --harmful, and neither is given")
+    log_to_stderr()
+
+    from anchortune.anchor.anchor import Anchor
+    from anchortune.landscape.drift import measure_drift, write_drift
+    from anchortune.landscape.run import read_run
+    from anchortune.report.drift_plots import plot_drift
+
+    read = read_run(run)
+    held = _anchor(read, anchor)
+    other = None if harmful_anchor is None else Anchor.load(harmful_anchor)
+    plan = _plan(read, (held, other), (refusals, harmful), rows, rank, device)
+    if dry_run:
+        for line in [*_told(read), *(plan.lines() if plan is not None else [])]:
+            typer.echo(line)
+        return
+    names = (_name(held), None if other is None else _name(other))
+    directions, facts = _estimated(plan)
+    found = measure_drift(read, held, other, names=names, directions=directions)
+    found = found.model_copy(update=facts)
+    path = write_drift(found, folder)
+    plot_drift(found, folder / "drift.png")
+    if as_json:
+        typer.echo(found.model_dump_json(indent=1))
+        return
+    _print(found)
+    typer.echo(f"{path} and drift.png beside it")
+
+
+def separate(
+    benign: Annotated[
+        Path, typer.Argument(metavar="BENIGN", help="An adapter trained on benign rows alone.")
+    ],
+    harmful: Annotated[
+        Path, typer.Argument(metavar="HARMFUL", help="One trained on harmful rows alone.")
+    ],
+    anchor: Annotated[Path, typer.Option(help="The anchor of the model that both started from.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show whether benign and harmful updates lie in one subspace: anchor shares and angles."""
+    from anchortune.anchor.anchor import Anchor
+    from anchortune.landscape.separate import separate as find
+
+    found = find(Anchor.load(anchor), benign, harmful)
+    if as_json:
+        import json
+
+        typer.echo(json.dumps(found.to_json(), indent=2, ensure_ascii=False, allow_nan=False))
+        return
+    _print_separation(found)
+
+
+def _anchor(run: Run, given: Path | None) -> Any:
+    from anchortune.anchor.anchor import Anchor
+    from anchortune.errors import AnchorError
+    from anchortune.training.anchored import open_anchor
+
+    if given is not None:
+        return Anchor.load(given)
+    penalty, named = (getattr(run.config, key, None) for key in ("penalty", "anchor"))
+    if named is not None:
+        return open_anchor(named.path, named.revision, "anchor.revision")
+    if penalty is not None:
+        held = open_anchor(penalty.anchor, penalty.revision, "penalty.revision")
+        if held.metadata.harmful is None:
+            return held
+    raise AnchorError(f"{run.path} was trained without an anchor: name one with --anchor FILE")
+
+
+def _plan(
+    run: Run,
+    anchors: tuple[Any, Any],
+    data: tuple[str | None, str | None],
+    rows: int | None,
+    rank: int,
+    device: str,
+) -> Estimates | None:
+    from anchortune.config import DataSection, MachineSection
+    from anchortune.config_io import validate
+    from anchortune.landscape.directions_again import Asked, plan_directions
+
+    machine = validate({"device": device}, MachineSection, "drift")
+    asked = []
+    if data[0] is not None:
+        asked.append(Asked("aligned", DataSection(path=data[0], max_rows=rows), anchors[0]))
+    if data[1] is not None:
+        asked.append(Asked("harmful", DataSection(path=data[1], max_rows=rows), anchors[1]))
+    if not asked:
+        return None
+    return plan_directions(run, anchors[0], asked, rank=rank, machine=machine)
+
+
+def _estimated(plan: Estimates | None) -> tuple[list[Any], dict[str, Any]]:
+    if plan is None:
+        return [], {}
+    import time
+
+    from anchortune.evaluation.progress import progress
+    from anchortune.landscape.directions_again import directions_again
+
+    started = time.perf_counter()
+    with progress("directions", len(plan.run.places) + 1) as tell:
+        found = directions_again(plan, lambda done, _: tell(done))
+    facts = {
+        "platform": {"device": plan.numbers.device.type, "dtype": plan.numbers.compute_name},
+        "timings": {"directions_s": time.perf_counter() - started},
+    }
+    return found, facts
+
+
+def _name(anchor: Any) -> str:
+    metadata = anchor.metadata
+    if metadata.harmful is not None:
+        return f"{metadata.harmful.method} on {metadata.harmful.pairs} pairs"
+    return f"{metadata.aligned.id} - {metadata.base.id}"
+
+
+def _told(run: Run) -> list[str]:
+    places = ", ".join(place.label for place in run.places)
+    return [f"run     {run.path}: {places}", *(f"note    {note}" for note in run.notes)]
+
+
+def _print(found: Drift) -> None:
+    from rich.table import Table
+
+    console = _console()
+    table = Table(title=f"{found.run} ({found.method}) against {found.anchor}")
+    headings = ["", "‖U‖²", "forwards", "backwards", "chance", "inside", "chance", "off"]
+    if found.harmful is not None:
+        headings += ["along harm", "against", "in harm", "chance"]
+    for heading in headings:
+        table.add_column(heading, justify="right" if heading else "left")
+    for place in found.places:
+        shares, harm = place.whole.anchor, place.whole.harmful
+        cells = [
+            place.label, f"{shares.energy:.3g}", f"{shares.forwards:.2%}",
+            f"{shares.backwards:.2%}", f"{shares.chance_along:.1e}", f"{shares.inside:.1%}",
+            f"{shares.chance_inside:.1%}", f"{shares.off:.1%}",
+        ]  # fmt: skip
+        if harm is not None:
+            cells += [f"{harm.forwards:.2%}", f"{harm.backwards:.2%}", f"{harm.inside:.1%}",
+                      f"{harm.chance_inside:.1%}"]  # fmt: skip
+        table.add_row(*cells)
+    console.print(table)
+    console.print(
+        "Shares of the update's energy: along the anchor's direction, with it and against it, "
+        "inside its output subspaces, off them; each beside chance. By layer: drift.json.",
+        highlight=False,
+    )
+    for direction in found.directions:
+        _print_turns(console, direction)
+    for note in found.notes:
+        console.print(f"note: {note}", markup=False, highlight=False)
+
+
+def _print_turns(console: Any, direction: Any) -> None:
+    from rich.table import Table
+
+    what = "alignment" if direction.name == "aligned" else "harmful"
+    table = Table(title=f"The {what} direction again, by {direction.rows} rows of {direction.data}")
+    for heading in ("", "cosine with step 0", "angle", "random", "in step 0's", "chance",
+                    "cosine with anchor"):  # fmt: skip
+        table.add_column(heading, justify="right" if heading else "left")
+    start = direction.start_cosine
+    table.add_row("step 0", "1", "", "", "", "", "" if start is None else f"{start:+.3f}")
+    for turn in direction.turns:
+        table.add_row(
+            turn.label, f"{turn.cosine:+.3f}", f"{turn.angle_mean:.1f}°",
+            f"{turn.random_mean:.1f}°", f"{turn.inside:.1%}", f"{turn.chance_inside:.1%}",
+            "" if turn.anchor_cosine is None else f"{turn.anchor_cosine:+.3f}",
+        )  # fmt: skip
+    console.print(table)
+    console.print(
+        f"Chance of a |cosine|: {direction.chance:.1e}. Two halves of the rows, both at step 0: "
+        f"{direction.noise:+.3f}; the rows alone make estimates differ by that much.",
+        highlight=False,
+    )
+
+
+def _print_separation(found: Separation) -> None:
+    from rich.table import Table
+
+    console = _console()
+    table = Table(title=f"{found.names[1]} and {found.names[2]} beside {found.names[0]}")
+    for heading in ("module", "benign in anchor", "harmful in anchor", "chance", "angle benign",
+                    "harmful", "random", "cosine of both", "angle", "random"):  # fmt: skip
+        table.add_column(heading, justify="right" if heading != "module" else "left")
+    for one in found.modules:
+        table.add_row(
+            one.module, f"{one.benign.left.share:.1%}", f"{one.harmful.left.share:.1%}",
+            f"{one.benign.left.chance:.1%}", f"{one.benign.left.angle_mean:.1f}°",
+            f"{one.harmful.left.angle_mean:.1f}°", f"{one.benign.left.random_mean:.1f}°",
+            f"{one.between.cosine:+.2e}", f"{one.between.left.angle_mean:.1f}°",
+            f"{one.between.left.random_mean:.1f}°",
+        )  # fmt: skip
+    console.print(table)
+    console.print(
+        "In anchor: share of the update's energy inside the anchor's output subspace. Angles are "
+        "means of principal angles of output subspaces, beside random subspaces of those "
+        "dimensions.",
+        highlight=False,
+    )
+    console.print(found.reading(), markup=False, highlight=False)
+    if found.left_out:
+        console.print(
+            f"left out: {len(found.left_out)} modules that only one of the two moves",
+            highlight=False,
+        )
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=max(console.width, 122))
