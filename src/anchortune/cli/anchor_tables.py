@@ -20,7 +20,7 @@ def print_comparison(found: Comparison) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=max(console.width, _WIDE))
-    prefix = _shared_prefix([module.module for module in found.modules])
+    prefix = shared_prefix([module.module for module in found.modules])
     console.print(f"A  {found.a}\nB  {found.b}", markup=False, highlight=False)
     table = Table()
     table.add_column(escape(f"module ({prefix}…)" if prefix else "module"), overflow="fold")
@@ -71,7 +71,7 @@ def print_report(report: AnchorReport) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=max(console.width, _WIDE))
-    prefix = _shared_prefix([module.module for module in report.modules])
+    prefix = shared_prefix([module.module for module in report.modules])
     operators = tuple(report.modules[0].selectivity)
     headings = (*_FIGURES, *operators)
     rows = [(module.module[len(prefix) :], *_row(module)) for module in report.modules]
@@ -96,7 +96,7 @@ def print_report(report: AnchorReport) -> None:
         console.print(f"[yellow]warning:[/] {escape(warning)}", highlight=False, soft_wrap=True)
 
 
-def _shared_prefix(names: list[str]) -> str:
+def shared_prefix(names: list[str]) -> str:
     """The leading name parts that all ``names`` share, up to the first number."""
     first = names[0].split(".")
     end = next((i for i, part in enumerate(first) if part.isdigit()), 0)

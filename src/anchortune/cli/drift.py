@@ -194,12 +194,12 @@ def _print(found: Drift) -> None:
     for place in found.places:
         shares, harm = place.whole.anchor, place.whole.harmful
         cells = [
-            place.label, f"{shares.energy:.3g}", f"{shares.forwards:.2%}",
-            f"{shares.backwards:.2%}", f"{shares.chance_along:.1e}", f"{shares.inside:.1%}",
+            place.label, f"{shares.energy:.3g}", _small(shares.forwards),
+            _small(shares.backwards), f"{shares.chance_along:.1e}", f"{shares.inside:.1%}",
             f"{shares.chance_inside:.1%}", f"{shares.off:.1%}",
         ]  # fmt: skip
         if harm is not None:
-            cells += [f"{harm.forwards:.2%}", f"{harm.backwards:.2%}", f"{harm.inside:.1%}",
+            cells += [_small(harm.forwards), _small(harm.backwards), f"{harm.inside:.1%}",
                       f"{harm.chance_inside:.1%}"]  # fmt: skip
         table.add_row(*cells)
     console.print(table)
@@ -239,16 +239,22 @@ def _print_turns(console: Any, direction: Any) -> None:
 
 
 def _print_separation(found: Separation) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
+    from anchortune.cli.anchor_tables import shared_prefix
+
     console = _console()
+    prefix = shared_prefix([one.module for one in found.modules])
     table = Table(title=f"{found.names[1]} and {found.names[2]} beside {found.names[0]}")
     for heading in ("module", "benign in anchor", "harmful in anchor", "chance", "angle benign",
                     "harmful", "random", "cosine of both", "angle", "random"):  # fmt: skip
-        table.add_column(heading, justify="right" if heading != "module" else "left")
+        right = heading != "module"
+        shown = heading if right or not prefix else escape(f"module ({prefix}…)")
+        table.add_column(shown, justify="right" if right else "left", overflow="fold")
     for one in found.modules:
         table.add_row(
-            one.module, f"{one.benign.left.share:.1%}", f"{one.harmful.left.share:.1%}",
+            escape(one.module[len(prefix) :]), f"{one.benign.left.share:.1%}", f"{one.harmful.left.share:.1%}",
             f"{one.benign.left.chance:.1%}", f"{one.benign.left.angle_mean:.1f}°",
             f"{one.harmful.left.angle_mean:.1f}°", f"{one.benign.left.random_mean:.1f}°",
             f"{one.between.cosine:+.2e}", f"{one.between.left.angle_mean:.1f}°",
@@ -267,6 +273,11 @@ def _print_separation(found: Separation) -> None:
             f"left out: {len(found.left_out)} modules that only one of the two moves",
             highlight=False,
         )
+
+
+def _small(share: float) -> str:
+    """A share that is often far below a per cent."""
+    return "0" if share == 0 else f"{share:.1%}" if share >= 0.01 else f"{share:.1e}"
 
 
 def _console() -> Any:

@@ -43,7 +43,7 @@ def _figure(found: Drift) -> Figure:
 
     turns = bool(found.directions)
     figure = Figure(figsize=(9, 9.6 if turns else 6.8), layout="constrained")
-    harmful = f", harmful {found.harmful}" if found.harmful else ""
+    harmful = f"; harmful anchor {found.harmful}" if found.harmful else ""
     figure.suptitle(
         f"Drift of {found.run} ({found.method}), anchor {found.anchor}{harmful}", fontsize=11
     )
@@ -85,7 +85,11 @@ def _over_steps(axes: Any, found: Drift) -> None:
         axes.plot(xs, ys, color=looks[name].colour, lw=1, ls="--", alpha=0.7)
     axes.set_yscale("log")
     axes.set_ylim(top=1.4)
-    axes.set_title("Share of the update's energy (dashed: by chance)", loc="left", fontsize=10)
+    axes.set_title(
+        "Share of the update's energy (dashed: by chance; forwards: on from the base model)",
+        loc="left",
+        fontsize=10,
+    )
     axes.set_xlabel("step")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
