@@ -11,7 +11,7 @@ def align(
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Align a model on refusals and benign answers, or on preferences (DPO)."""
+    """Align a model on refusals and benign answers, preferences (DPO) or rewards (GRPO)."""
     from anchortune.cli.stage import run
     from anchortune.config import AlignConfig
 

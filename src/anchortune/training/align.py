@@ -1,7 +1,8 @@
 """The alignment stage, for those who start from a model without one: ``anchortune align``.
 
-Supervised on refusals and benign answers (``method: sft``), or on preferences (``method: dpo``,
-TRL's ``DPOTrainer``); as a LoRA adapter or with every weight trained. The result and the model it
+Supervised on refusals and benign answers (``method: sft``), on preferences (``method: dpo``, TRL's
+``DPOTrainer``) or by rewards for the model's own answers (``method: grpo``, TRL's ``GRPOTrainer``);
+as a LoRA adapter or with every weight trained. The result and the model it
 started from are the aligned/base pair that an anchor is built from.
 """
 
