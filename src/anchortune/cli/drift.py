@@ -247,14 +247,15 @@ def _print_separation(found: Separation) -> None:
     console = _console()
     prefix = shared_prefix([one.module for one in found.modules])
     table = Table(title=f"{found.names[1]} and {found.names[2]} beside {found.names[0]}")
-    for heading in ("module", "benign in anchor", "harmful in anchor", "chance", "angle benign",
-                    "harmful", "random", "cosine of both", "angle", "random"):  # fmt: skip
+    for heading in ("module", "benign", "harmful", "k/d", "∠ benign", "∠ harmful", "random",
+                    "cosine", "∠ both", "random"):  # fmt: skip
         right = heading != "module"
         shown = heading if right or not prefix else escape(f"module ({prefix}…)")
-        table.add_column(shown, justify="right" if right else "left", overflow="fold")
+        table.add_column(shown, justify="right" if right else "left", no_wrap=True)
     for one in found.modules:
         table.add_row(
-            escape(one.module[len(prefix) :]), f"{one.benign.left.share:.1%}", f"{one.harmful.left.share:.1%}",
+            escape(one.module[len(prefix) :]), f"{one.benign.left.share:.1%}",
+            f"{one.harmful.left.share:.1%}",
             f"{one.benign.left.chance:.1%}", f"{one.benign.left.angle_mean:.1f}°",
             f"{one.harmful.left.angle_mean:.1f}°", f"{one.benign.left.random_mean:.1f}°",
             f"{one.between.cosine:+.2e}", f"{one.between.left.angle_mean:.1f}°",
@@ -262,9 +263,9 @@ def _print_separation(found: Separation) -> None:
         )  # fmt: skip
     console.print(table)
     console.print(
-        "In anchor: share of the update's energy inside the anchor's output subspace. Angles are "
-        "means of principal angles of output subspaces, beside random subspaces of those "
-        "dimensions.",
+        "benign, harmful: share of either update's energy inside the anchor's output subspace, "
+        "beside chance (k/d). ∠: mean principal angle of output subspaces, of either to the "
+        "anchor's and of both to each other, beside random ones. cosine: of both updates.",
         highlight=False,
     )
     console.print(found.reading(), markup=False, highlight=False)

@@ -122,8 +122,14 @@ def separate(anchor: Anchor, benign: str | Path, harmful: str | Path) -> Separat
         for name in (module.module for module in found[0].modules)
     ]
     told = f"{anchor.metadata.aligned.id} - {anchor.metadata.base.id}"
-    names = (told, Path(benign).name, Path(harmful).name)
+    names = (told, _label(benign), _label(harmful))
     return Separation(names, modules, *found, left_out)
+
+
+def _label(folder: str | Path) -> str:
+    """An adapter by its folder's name; ``adapter`` is that of every run, so by the run's then."""
+    path = Path(folder).resolve()
+    return path.parent.name if path.name == "adapter" else path.name
 
 
 def _as_anchor(anchor: Anchor, folder: str | Path) -> Anchor:
