@@ -246,6 +246,33 @@ def test_autocast_around_it_changes_nothing() -> None:
         assert torch.equal(plain, bits(model.a.weight))
 
 
+def test_more_threads_within_do_not_matter() -> None:
+    model = net({"a": (600, 500)}, torch.float32)
+    before = all_bits(model)
+    threads = torch.get_num_threads()
+    try:
+        with moved(model, [(of_update("x", {"a": low_rank((600, 500), 8, 0)}), 0.7)]):
+            torch.set_num_threads(threads + 3)
+    finally:
+        torch.set_num_threads(threads)
+    assert same(before, all_bits(model))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_every_bit_comes_back_on_cuda(dtype: torch.dtype) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    shapes = {"a": (3000, 2000), "b": (2000, 3000)}
+    model = net(shapes, dtype).to("cuda")
+    before = all_bits(model)
+    way = of_update("x", {name: low_rank(shape, 16, 1) for name, shape in shapes.items()})
+    with moved(model, [(way, 0.5), (random_direction(shapes, 0), -0.3)]) as told:
+        assert not same(before, all_bits(model))
+    assert same(before, all_bits(model))
+    assert told.held_bytes < 1.1 * told.entries
+
+
 def test_alpha_0_moves_nothing() -> None:
     model = net({"a": (6, 4)}, torch.bfloat16)
     before = all_bits(model)
