@@ -48,7 +48,10 @@ def _check_evaluation(run: Run) -> int:
     cell = run.config
     model = cell.model
     section = CandidateSection(
-        path=model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
+        path=model.path,
+        revision=model.revision,
+        trust_remote_code=model.trust_remote_code,
+        adapter=[] if model.adapter is None else [model.adapter],  # or it would be its own base
     )
     settings = dict(cell.evaluate) | {"models": {"aligned": section}, "output": "not-made"}
     try:
