@@ -81,7 +81,7 @@ def chosen(harmful: Sequence[Pair], benign: Sequence[Pair], seed: int) -> dict[s
         mixed = harmful[: SIZE - count] + benign[:count]
         files[f"mislabelled-{share}"] = rng.sample(mixed, len(mixed))
     for name, pairs in files.items():
-        wanted = int(name.rpartition("-")[2]) if not name.startswith("mis") else SIZE
+        wanted = int(name.rpartition("-")[2]) if not name.startswith("mislabelled") else SIZE
         if len(pairs) < wanted:
             raise SystemExit(f"{name}: there are {len(pairs)} such pairs in the data, not {wanted}")
     return files | {"all": sorted(used)}
