@@ -1,0 +1,37 @@
+"""The configs of ``experiments/basin`` are read, and are the twelve pairs that its README names."""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from anchortune.config import AlignConfig, TrainConfig
+from anchortune.config_io import load_config
+
+FOLDER = Path(__file__).parents[1] / "experiments" / "basin"
+
+
+@pytest.mark.parametrize(
+    ("model", "method", "kind"),
+    list(product(("smollm2", "gemma3"), ("sft", "dpo", "grpo"), ("lora", "full"))),
+)
+def test_each_pair_is_what_its_name_says(model: str, method: str, kind: str) -> None:
+    name = f"{method}{'-full' if kind == 'full' else ''}"
+    file = f"gemma3-{method}-{kind}" if model == "gemma3" else name
+    config = load_config(FOLDER / f"{file}.yaml", AlignConfig)
+    assert config.method == method
+    assert (config.lora is None) == (kind == "full")
+    assert ("gemma" in config.model.path) == (model == "gemma3")
+    assert config.output == f"runs/basin/{model}-{method}-{kind}"
+    if method == "grpo":
+        assert config.training.max_steps is not None
+        assert config.training.max_steps <= 50
+
+
+def test_every_config_is_one_of_them_and_the_watched_run_watches() -> None:
+    config = load_config(FOLDER / "watched.yaml", TrainConfig)
+    assert config.activations is not None
+    assert config.machine.keep_checkpoints
+    assert len(list(FOLDER.glob("*.yaml"))) == 13
