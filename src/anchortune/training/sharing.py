@@ -63,10 +63,10 @@ def group_rows(rows: Sequence[Sequence[int]], limits: Sequence[int]) -> list[Gro
     """
     order = sorted(range(len(rows)), key=lambda index: list(rows[index]))
     limits = [min(limit, len(row) - 1) for limit, row in zip(limits, rows, strict=True)]
-    best: list[tuple[int, list[Group]]] = [(0, [])]
+    best: list[tuple[float, list[Group]]] = [(0, [])]
     for end in range(1, len(order) + 1):
         longest, shared = 0, limits[order[end - 1]]
-        found: tuple[int, list[Group]] | None = None
+        found: tuple[float, list[Group]] = (float("inf"), [])
         for start in range(end - 1, -1, -1):
             index = order[start]
             longest = max(longest, len(rows[index]))
@@ -81,9 +81,8 @@ def group_rows(rows: Sequence[Sequence[int]], limits: Sequence[int]) -> list[Gro
             else:
                 prefix = 0
             total = best[start][0] + cost
-            if found is None or total < found[0]:
+            if total < found[0]:
                 found = (total, [*best[start][1], Group(order[start:end], prefix)])
-        assert found is not None
         best.append(found)
     return best[-1][1]
 
