@@ -45,6 +45,8 @@ class Kind(str, Enum):
 
     pareto = "pareto"
     curve = "curve"
+    epl = "epl"
+    map = "map"
 
 
 def table(
@@ -146,9 +148,12 @@ def plot(
         Path, typer.Option("--output", "-o", help="The picture: FILE.png, .svg or .pdf.")
     ],
     kind: Annotated[
-        Kind,
-        typer.Option(help="`pareto`: harmful score against accuracy; `curve`: both over an axis."),
-    ] = Kind.pareto,
+        Kind | None,
+        typer.Option(
+            help="`pareto` (unset): harmful score against accuracy; `curve`: both over an axis. "
+            "Of a basin.json: `curve` (unset), `epl` or `map`."
+        ),
+    ] = None,
     x: Annotated[
         str | None,
         typer.Option(
@@ -165,13 +170,22 @@ def plot(
     judge: Judge = None,
     where: Where = None,
 ) -> None:
-    """Draw a sweep's results: the Pareto picture, or curves over λ, p, n or the learning rate."""
-    from anchortune.report.sweep_load import parse_where, read_runs
+    """Draw a sweep's results (Pareto, or curves over λ, p, n, the learning rate) or a basin's."""
+    from anchortune.report.sweep_load import SweepError, parse_where, read_runs
     from anchortune.report.sweep_plots import PlotOptions, draw
 
     _check_output(output)
+    if len(results) == 1 and results[0].name == "basin.json":
+        from anchortune.report.basin_page import read_basin
+        from anchortune.report.basin_plots import draw_as
+
+        for path in draw_as(read_basin(results[0]), (kind or Kind.curve).value, output):
+            typer.echo(f"plot: {path}", err=True)
+        return
+    if kind in {Kind.epl, Kind.map}:
+        raise SweepError(f"--kind {kind.value} is drawn of one basin.json; RESULTS is none.")
     options = PlotOptions(
-        kind=kind.value,
+        kind="curve" if kind is Kind.curve else "pareto",
         x=x,
         series=_words(series),
         measures=_words(measure),

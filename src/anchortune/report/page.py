@@ -62,16 +62,21 @@ def write_page(
     return path
 
 
-def _render(context: dict[str, Any]) -> str:
-    environment = Environment(
+def environment() -> Environment:
+    """Where the templates of pages are, and how they are filled: everything is escaped."""
+    found = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["tight"] = lambda text: text.replace(" %", "\u00a0%")
-    html = environment.get_template("page.html.j2").render(**context)
+    found.filters["tight"] = lambda text: text.replace(" %", "\u00a0%")
+    return found
+
+
+def _render(context: dict[str, Any]) -> str:
+    html = environment().get_template("page.html.j2").render(**context)
     return html.encode("utf-8", errors="replace").decode()  # a lone surrogate fits no file
 
 
