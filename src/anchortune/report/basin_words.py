@@ -127,7 +127,7 @@ def start_of(points: Sequence[Point]) -> float | None:
 
 
 def headline(basin: Basin) -> list[str]:
-    """What was found, in one sentence for each direction and one for each ratio."""
+    """What was found, in one sentence for each direction and one for each ratio that is known."""
     names = list(dict.fromkeys(epl.direction for epl in basin.epl))
     found = []
     for name in names:
@@ -135,5 +135,6 @@ def headline(basin: Basin) -> list[str]:
         told = ", ".join(f"{value_of(epl)} on {SIDES[epl.side]}" for epl in sides)
         found.append(f"EPL along {named(name)}: {told}.")
     for ratio in basin.ratios:
-        found.append(f"{named(ratio.over)} over {named(ratio.under)}: {ratio_of(ratio)}.")
+        if ratio.bound != "undefined":
+            found.append(f"{named(ratio.over)} over {named(ratio.under)}: {ratio_of(ratio)}.")
     return found
