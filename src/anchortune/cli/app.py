@@ -10,6 +10,7 @@ import typer
 from anchortune._version import __version__
 from anchortune.cli.align import align
 from anchortune.cli.anchor import app as anchor_app
+from anchortune.cli.basin import basin
 from anchortune.cli.drift import drift, separate
 from anchortune.cli.eval import evaluate
 from anchortune.cli.gate import gate
@@ -42,6 +43,7 @@ app.command()(sweep)
 app.command()(table)
 app.command()(plot)
 app.command()(mix)
+app.command()(basin)
 app.command()(drift)
 app.command()(separate)
 app.command()(extrapolate)

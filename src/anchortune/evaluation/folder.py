@@ -43,7 +43,7 @@ def identity(
         tokens: by model that runs here and by set, the hash of the prompts' tokens.
     """
     return {
-        **_without_pace(config.science()),
+        **without_pace(config.science()),
         "sha256": {
             "models": {name: _hashes(found) for name, found in models.items()},
             "sets": {
@@ -51,7 +51,7 @@ def identity(
             },
             "tokens": tokens,
         },
-        "judged_by": _without_pace(judges),
+        "judged_by": without_pace(judges),
     }
 
 
@@ -61,7 +61,8 @@ def _hashes(found: Mapping[str, Any]) -> dict[str, Any]:
     return kept | {"adapters": [(one["sha256"], one["config_sha256"]) for one in adapters]}
 
 
-def _without_pace(value: Any) -> Any:
+def without_pace(value: Any) -> Any:
+    """Plain values without the keys that say only how fast something is done."""
     if isinstance(value, dict):
-        return {key: _without_pace(item) for key, item in value.items() if key not in _PACE}
-    return [_without_pace(item) for item in value] if isinstance(value, list) else value
+        return {key: without_pace(item) for key, item in value.items() if key not in _PACE}
+    return [without_pace(item) for item in value] if isinstance(value, list) else value
