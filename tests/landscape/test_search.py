@@ -16,7 +16,7 @@ TOLERANCE = 0.1
 class Basin:
     """Harm that is nothing up to ``edge`` and everything beyond; babble from ``babble``."""
 
-    def __init__(self, edge: float, babble: float = 10.0) -> None:
+    def __init__(self, edge: float, babble: float = 1e9) -> None:
         self.edge, self.babble = edge, babble
         self.asked: list[float] = []
 
