@@ -142,6 +142,45 @@ def test_what_prompts_begin_with_alike_is_run_once(kind: str, tmp_path: Path) ->
         assert widths[1] == (5, widest - shared)
 
 
+def continued(model: Any, rows: list[module.Row]) -> dict[int, list[int]]:
+    found: dict[int, list[int]] = {}
+    module.decode(
+        model, rows, ends=[2], sampling=module.Sampling(),
+        on_row=lambda index, told: found.update({index: told.tokens}),
+    )  # fmt: skip
+    return found
+
+
+def test_a_window_does_not_lose_the_beginning_of_a_row_that_is_padded_far(tmp_path: Path) -> None:
+    """A long prompt with a short answer beside a short one with a long answer."""
+    model, _ = load(tiny.tiny_gemma2(tmp_path / "m", dtype=torch.float32, sliding_window=48))
+    head = list(range(3, 15))
+    rows = [
+        module.Row(0, [*head, *range(20, 52)], 2),
+        module.Row(1, [*head, 60], 34),
+    ]
+    together = continued(model, rows)
+    assert [together[at] for at in (0, 1)] == [continued(model, [row])[row.index] for row in rows]
+
+
+def test_a_recurrent_model_is_padded_on_its_left_alone() -> None:
+    """Its state would run on through padding behind a beginning that cannot be shared."""
+    from transformers import MambaConfig
+
+    config = MambaConfig(
+        vocab_size=tiny.VOCAB, hidden_size=16, state_size=4, num_hidden_layers=1,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config).float().eval()
+    masks: list[Any] = []
+    model.register_forward_pre_hook(
+        lambda _, __, given: masks.append(given.get("attention_mask")), with_kwargs=True
+    )
+    head = list(range(3, 15))
+    continued(model, [module.Row(0, [*head, 20, 21, 22], 1), module.Row(1, [*head, 60], 1)])
+    assert masks[-1][1].tolist() == [0] * 2 + [1] * 13
+
+
 def test_the_batch_shrinks_as_rows_end(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = pair
     sizes: list[int] = []

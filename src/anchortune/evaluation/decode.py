@@ -98,38 +98,33 @@ def decode(
         on_row: told a row's ``index`` and how it goes on.
     """
     accepted = inspect.signature(model.forward).parameters
-    width = max(len(row.ids) for row in rows)
+    last = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+    cache: dict[str, Any] = {}
     shared = _shared_beginning(model, rows)
-    ids = torch.full((len(rows), width), ends[0], dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    mask[:, :shared] = 1
-    for at, row in enumerate(rows):
-        ids[at, :shared] = torch.tensor(row.ids[:shared])
-        ids[at, width - len(row.ids) + shared :] = torch.tensor(row.ids[shared:])
-        mask[at, width - len(row.ids) + shared :] = 1
+    if shared:
+        start = torch.tensor([rows[0].ids[:shared]], device=model.device)
+        begun = model(input_ids=start, use_cache=True, **last)
+        name = next(n for n in _CACHES if n in accepted and begun.get(n) is not None)
+        if _can_repeat(begun[name]):
+            begun[name].batch_repeat_interleave(len(rows))
+            cache = {name: begun[name]}
+        else:  # a state that would run on through padding: all of it goes to the left
+            shared = 0
+    ids, mask = _padded(rows, shared, ends[0])
     ids, mask = ids.to(model.device), mask.to(model.device)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    ids, positions = ids[:, shared:], positions[:, shared:]
     alive = list(rows)
     tokens: dict[int, list[int]] = {row.index: [] for row in rows}
     ties: dict[int, list[NearTie]] = {row.index: [] for row in rows}
     ended: set[int] = set()
     stops = set(ends)
-    cache: dict[str, Any] = {}
-    if shared:
-        begun = model(input_ids=ids[:1, :shared], use_cache=True)
-        name = next(n for n in _CACHES if n in accepted and begun.get(n) is not None)
-        if _can_repeat(begun[name]):
-            begun[name].batch_repeat_interleave(len(rows))
-            cache = {name: begun[name]}
-            ids, positions = ids[:, shared:], positions[:, shared:]
     step = 0
     while True:
         given: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "use_cache": True}
         if "position_ids" in accepted:
             given["position_ids"] = positions
-        if "logits_to_keep" in accepted:
-            given["logits_to_keep"] = 1
-        output = model(**given, **cache)
+        output = model(**given, **last, **cache)
         name = next(n for n in _CACHES if n in accepted and output.get(n) is not None)
         cache = {name: output[name]}
         logits = output.logits[:, -1].float()
@@ -161,6 +156,19 @@ def decode(
             alive = [alive[at] for at in keep]
 
 
+def _padded(rows: Sequence[Row], shared: int, pad: int) -> tuple[Tensor, Tensor]:
+    """(tokens, mask) of all rows, padded behind the ``shared`` tokens that all begin with."""
+    width = max(len(row.ids) for row in rows)
+    ids = torch.full((len(rows), width), pad, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    mask[:, :shared] = 1
+    for at, row in enumerate(rows):
+        ids[at, :shared] = torch.tensor(row.ids[:shared])
+        ids[at, width - len(row.ids) + shared :] = torch.tensor(row.ids[shared:])
+        mask[at, width - len(row.ids) + shared :] = 1
+    return ids, mask
+
+
 def _shared_beginning(model: Any, rows: Sequence[Row]) -> int:
     """How many tokens all rows begin with alike, where a model can go on from them; each keeps one.
 
@@ -170,7 +178,8 @@ def _shared_beginning(model: Any, rows: Sequence[Row]) -> int:
     if len(rows) < 2:
         return 0
     config = model.config.get_text_config()
-    longest = max(len(row.ids) + row.limit for row in rows)
+    # Padding counts: a short prompt is padded to a long one, and may be answered at length.
+    longest = max(len(row.ids) for row in rows) + max(row.limit for row in rows)
     window = getattr(config, "sliding_window", None)
     if window is not None and window < longest:
         return 0
