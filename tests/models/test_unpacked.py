@@ -125,3 +125,13 @@ def test_a_broken_file_and_one_without_a_tokenizer_are_told_of_as_before(
     for path in (broken, gguf):
         with pytest.raises(CheckpointError, match=rf"{path.name}: cannot be loaded"):
             load_tokenizer(ModelSection(path=str(path)))
+
+
+def test_a_user_without_a_home_has_no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv(cached.VARIABLE, raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    assert cached.cache_folder() is None

@@ -27,12 +27,15 @@ MOST_BYTES = 2**29
 
 
 def cache_folder() -> Path | None:
-    """``ANCHORTUNE_CACHE``, or ``anchortune`` in the user's cache folder; None: switched off."""
+    """``ANCHORTUNE_CACHE``, or ``anchortune`` in the user's cache folder; None: off, or no home."""
     named = os.environ.get(VARIABLE)
-    if named is not None:
-        return Path(named).expanduser() if named else None
-    root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "anchortune"
+    try:
+        if named is not None:
+            return Path(named).expanduser() if named else None
+        root = os.environ.get("XDG_CACHE_HOME")
+        return (Path(root) if root else Path.home() / ".cache") / "anchortune"
+    except RuntimeError:  # a user without a home, as in many containers
+        return None
 
 
 def unpacked(file: Path, make: Callable[[Path], None]) -> Path | None:
