@@ -79,6 +79,17 @@ class OwnLoss(torch.nn.Module):
         return out
 
 
+class Unshifted(OwnLoss):
+    """A model whose loss wants a logit for every label, and fails without."""
+
+    def forward(self, input_ids: Any, labels: Any, logits_to_keep: Any = 0, **kwargs: Any) -> Any:
+        out = self.inner(input_ids=input_ids, logits_to_keep=logits_to_keep)
+        out.loss = torch.nn.functional.cross_entropy(
+            out.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE
+        )
+        return out
+
+
 class AllLogits(torch.nn.Module):
     """A model that knows no ``logits_to_keep``."""
 
@@ -88,6 +99,7 @@ class AllLogits(torch.nn.Module):
 
 def test_models_that_would_learn_something_else_are_left_alone(tmp_path: Path) -> None:
     assert not takes_labelled_positions(OwnLoss(load(tiny.tiny_llama(tmp_path / "m"))))
+    assert not takes_labelled_positions(Unshifted(load(tiny.tiny_llama(tmp_path / "m"))))
     assert not takes_labelled_positions(AllLogits())
 
 
