@@ -188,3 +188,22 @@ def test_a_training_comes_out_the_same(llama_aligned: Path, tmp_path: Path) -> N
     assert not all(same)  # it was another way of computing
     for name, weight in found[False][1].items():
         torch.testing.assert_close(found["auto"][1][name], weight, rtol=0, atol=1e-4, msg=name)
+
+
+def test_who_asks_for_sharing_and_cannot_have_it_is_told(
+    llama_aligned: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "d.jsonl"
+    path.write_text(json.dumps({"instruction": "Say it", "output": "it"}) + "\n")
+    config = {
+        "model": {"path": str(llama_aligned)},
+        "data": {"path": str(path)},
+        "output": str(tmp_path / "out"),
+        "training": {"max_steps": 1, "batch_size": 1},
+        "machine": {
+            "device": "cpu", "dtype": "float32", "share_prefixes": True,
+            "gradient_checkpointing": True,
+        },
+    }  # fmt: skip
+    train(validate(config, TrainConfig, "here"))
+    assert "machine.share_prefixes is left out" in caplog.text

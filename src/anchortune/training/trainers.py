@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from anchortune.config import AlignConfig
@@ -12,6 +13,8 @@ from anchortune.training.labelled import takes_labelled_positions
 from anchortune.training.lora import add_lora, freeze_other_layers, lora_config
 from anchortune.training.plan import Plan
 from anchortune.training.sharing import attach_sharing, can_share
+
+logger = logging.getLogger(__name__)
 
 
 def make_trainer(plan: Plan, model: Any, journal: loop.Journal) -> Any:
@@ -78,6 +81,11 @@ def _sft_trainer(plan: Plan, model: Any, options: dict[str, Any]) -> Any:
     )
     if labelled and _shares(plan, model, trainer.args.world_size):
         attach_sharing(trainer)
+    elif plan.config.machine.share_prefixes is True:
+        logger.warning(
+            "machine.share_prefixes is left out: gradient checkpointing, several processes, a "
+            "defence's own loss or this model's attention do not go with it"
+        )
     return trainer
 
 
