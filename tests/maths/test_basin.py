@@ -211,3 +211,13 @@ def test_refusals() -> None:
         extent([], "+", 0.1)
     with pytest.raises(ValueError, match="at least 1 resample"):
         extent([[place(0, 0)]], "+", 0.1, resamples=0)
+
+
+def test_a_resample_of_draws_without_any_width_makes_an_open_interval_and_no_warning() -> None:
+    start = Place(0.0, {"a": 0, "b": 0})
+    wide = [start, Place(0.5, {"a": 0, "b": 0}), Place(1.0, {"a": 1, "b": 1})]
+    none = [start, Place(0.1, {"a": 0, "b": 0}, coherent=False)]
+    with np.errstate(all="raise"):
+        found = quotient([wide], [wide, none], 0.1, sides=["+"], resamples=200)
+    assert found.high is None
+    assert found.bound == "at most"

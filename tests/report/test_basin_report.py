@@ -219,3 +219,10 @@ def test_anchortune_plot_draws_a_basin(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, asked)
     assert isinstance(result.exception, AnchortuneError)
     assert "is drawn of one basin.json" in str(result.exception)
+
+
+def test_one_side_is_not_called_the_mean_of_two() -> None:
+    found = basin()
+    assert "ours is the mean of the two" in render(found)
+    one = found.model_copy(update={"epl": [epl for epl in found.epl if epl.side == "+"]})
+    assert "ours is of +α alone" in render(one)

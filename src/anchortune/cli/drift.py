@@ -102,7 +102,7 @@ def separate(
     from anchortune.anchor.anchor import Anchor
     from anchortune.landscape.separate import separate as find
 
-    found = find(Anchor.load(anchor), benign, harmful)
+    found = find(_aligned(Anchor.load(anchor), anchor), benign, harmful)
     if as_json:
         import json
 
@@ -117,7 +117,7 @@ def _anchor(run: Run, given: Path | None) -> Any:
     from anchortune.training.anchored import open_anchor
 
     if given is not None:
-        return Anchor.load(given)
+        return _aligned(Anchor.load(given), given)
     penalty, named = (getattr(run.config, key, None) for key in ("penalty", "anchor"))
     if named is not None:
         return open_anchor(named.path, named.revision, "anchor.revision")
@@ -126,6 +126,18 @@ def _anchor(run: Run, given: Path | None) -> Any:
         if held.metadata.harmful is None:
             return held
     raise AnchorError(f"{run.path} was trained without an anchor: name one with --anchor FILE")
+
+
+def _aligned(anchor: Any, place: Path) -> Any:
+    """The anchor, which must be no harmful one: its figures would say the contrary."""
+    from anchortune.errors import AnchorError
+
+    if anchor.metadata.harmful is not None:
+        raise AnchorError(
+            f"--anchor {place} is a harmful anchor, along which safety is lost; give the one of "
+            "aligned - base (drift takes this one as --harmful-anchor)."
+        )
+    return anchor
 
 
 def _plan(

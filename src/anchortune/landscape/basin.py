@@ -10,7 +10,7 @@ from functools import lru_cache
 from itertools import combinations
 from typing import Any
 
-from anchortune.errors import DataError
+from anchortune.errors import DataError, EvaluationError
 from anchortune.evaluation.ask import free_memory
 from anchortune.evaluation.generate import load_engine
 from anchortune.evaluation.progress import progress
@@ -30,11 +30,10 @@ from anchortune.record import (
     versions,
     write_record,
 )
-from anchortune.report.basin import Basin, Curve, Epl, Map, Point, Ratio
+from anchortune.report.basin import BASIN_FILE, Basin, Curve, Epl, Map, Point, Ratio
+from anchortune.report.basin_words import is_incoherent
 
 logger = logging.getLogger(__name__)
-
-BASIN_FILE = "basin.json"
 
 
 def finished(plan: BasinPlan) -> Basin | None:
@@ -107,7 +106,11 @@ def run_basin(plan: BasinPlan, *, engine: Any = None) -> Basin:
         places.close()
     asked_at = time.perf_counter()
     facts = {key: value for key, value in engine.facts().items() if key != "batch_size"}
-    epls = _epls(found, plan)
+    try:
+        epls = _epls(found, plan)
+        ratios = _ratios(found, plan, epls)
+    except ValueError as error:  # a bootstrap of too few verdicts
+        raise EvaluationError(f"no EPL: {error}; ask more prompts, or another judge.") from None
     basin = Basin(
         model=_short(str(config.model.path)),
         modules=modules,
@@ -119,7 +122,7 @@ def run_basin(plan: BasinPlan, *, engine: Any = None) -> Basin:
         set=plan.harm.name,
         curves=found.curves,
         epl=epls,
-        ratios=_ratios(found, plan, epls),
+        ratios=ratios,
         maps=maps,
         evaluations={
             "places": on_curves,
@@ -177,9 +180,7 @@ def as_place(point: Point, incoherent: float) -> Place:
         point: of a curve.
         incoherent: the share of incoherent answers from which it counts as babble.
     """
-    coherent = point.coherent
-    broken = coherent is not None and 1 - coherent.count / coherent.of >= incoherent
-    return Place(_alpha(point), point.items, not broken)
+    return Place(_alpha(point), point.items, not is_incoherent(point, incoherent))
 
 
 def _alpha(point: Point) -> float:

@@ -249,10 +249,10 @@ class Sources:
 
     def __post_init__(self) -> None:
         for label in self.updates:
-            if label in NAMES or ":" in label or not label:
+            if label.split(" ")[0] in NAMES or ":" in label or not label:
                 raise ConfigError(
-                    f"an adapter cannot be called {label!r}: {', '.join(NAMES)} and names with a "
-                    "colon are directions already; give it another label."
+                    f"an adapter cannot be called {label!r}: {', '.join(NAMES)}, their draws and "
+                    "names with a colon are directions already; give it another label."
                 )
 
     def check(self, name: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from anchortune.adapter.update import read_update
 from anchortune.anchor.anchor import Anchor
 from anchortune.config_io import dump_yaml
-from anchortune.errors import CheckpointError, ConfigError, EvaluationError
+from anchortune.errors import AnchorError, CheckpointError, ConfigError, EvaluationError
 from anchortune.evaluation.candidates import Candidate, for_judges, look_at, measure_prompts
 from anchortune.evaluation.engine import numbers_of
 from anchortune.evaluation.estimate import estimate
@@ -32,6 +32,7 @@ from anchortune.landscape.search import full_grid, most_places, scan_of
 from anchortune.models.load import adapter_identity
 from anchortune.models.load import identity as weights_identity
 from anchortune.record import RECORD_FILE
+from anchortune.report.basin import BASIN_FILE
 
 CONFIG_FILE = "config.yaml"
 _OURS = {CONFIG_FILE, PLACES_FILE, "lock.json"}
@@ -164,7 +165,8 @@ class BasinPlan:
 
     def inputs(self) -> dict[str, Any]:
         """What the basin is made from, with hashes."""
-        return {"decides": self.decides, "directions": self.made_from}
+        runs = {folder: [place.label for place in run.places] for folder, run in self.runs.items()}
+        return {"decides": self.decides, "directions": self.made_from, "runs": runs}
 
     def claim(self) -> None:
         """Makes the folder; a record of another search there goes, what was measured stays."""
@@ -233,7 +235,7 @@ def _check_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise EvaluationError(f"output {folder} is a file; name a folder.")
     there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if there - _OURS and PLACES_FILE not in there:
+    if there - _OURS and not there & {PLACES_FILE, BASIN_FILE}:
         raise EvaluationError(
             f"output {folder} holds files that are not a basin's; name another folder."
         )
@@ -250,6 +252,11 @@ def _sources(config: BasinConfig) -> tuple[Sources, dict[str, Any]]:
     for name, file in (("aligned", config.anchor), ("harmful", config.harmful_anchor)):
         anchor = None if file is None else Anchor.load(Path(file).expanduser())
         if anchor is not None:
+            if anchor.metadata.harmful is not None and name == "aligned":
+                raise AnchorError(
+                    f"anchor {file} is a harmful anchor, along which safety is lost; give it as "
+                    "harmful_anchor, and as anchor the one of aligned - base."
+                )
             made_from[name] = {"anchor_sha256": anchor.sha256}
         anchors.append(anchor)
     updates = {}

@@ -226,7 +226,8 @@ def quotient(
         least.append(np.mean([low for low, _ in found], axis=0))
         most.append(np.mean([high for _, high in found], axis=0))
     # A side that was never left may reach to infinity: below the line that makes 0.
-    low, high = _interval(least[0] / most[1], most[0] / least[1])
+    with np.errstate(divide="ignore", invalid="ignore"):  # a resample of draws without any width
+        low, high = _interval(least[0] / most[1], most[0] / least[1])
     bounds: dict[tuple[bool, bool], Bound | None] = {
         (False, False): None,
         (True, False): "at least",

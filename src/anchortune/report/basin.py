@@ -12,6 +12,7 @@ from pydantic import Field
 from anchortune.sections import Section
 
 FORMAT: Literal[1] = 1
+BASIN_FILE = "basin.json"
 Sign = Literal["+", "-"]
 
 

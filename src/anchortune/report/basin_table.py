@@ -82,9 +82,15 @@ def notes(basin: Basin) -> list[str]:
     ]
     if any(epl.draws > 1 for epl in basin.epl):
         found.append("Of random directions the EPL is the mean over the draws.")
+    sides = list(dict.fromkeys(epl.side for epl in basin.epl)) or ["+", "-"]
     found.append(
         "The paper (arXiv 2506.08473, Table 7) gives neither its tolerance nor its range of α, and "
-        "one value for both sides; ours is the mean of the two."
+        "one value for both sides; "
+        + (
+            "ours is the mean of the two."
+            if len(sides) > 1
+            else f"ours is of {SIDES[sides[0]]} alone."
+        )
     )
     return found
 
