@@ -49,10 +49,12 @@ def judge(monkeypatch: pytest.MonkeyPatch) -> CountingJudge:
     return found
 
 
-def settings(folder: Path, model: Path, anchors: tuple[Path, Path], **changes: Any) -> BasinConfig:
+def settings(
+    folder: Path, aligned: Path, anchors: tuple[Path, Path], **changes: Any
+) -> BasinConfig:
     files = data(folder / "data")
     tree: dict[str, Any] = {
-        "model": str(model),
+        "model": str(aligned),
         "anchor": str(anchors[0]),
         "harmful_anchor": str(anchors[1]),
         "directions": ["aligned", "harmful"],
@@ -145,7 +147,7 @@ def test_a_basin_known_in_closed_form_is_found(
     assert engine.calls <= plan.most
     assert 3 * engine.calls < found.evaluations["full_grid"]
     assert engine.untouched()
-    assert found.modules == {"aligned": 4096 - 1024, "harmful": 4096 - 1024} or found.modules
+    assert found.modules == dict.fromkeys(EDGES, 2 * (32 + 16) * 32)
     start = next(point for point in found.curves[0].points if point.alpha == 0)
     assert (start.harm.count, start.harm.of, len(start.items)) == (0, SIX, SIX)
     text = (tmp_path / "out" / "places.jsonl").read_text("utf-8")
@@ -214,7 +216,8 @@ def test_end_to_end_with_a_map_and_a_run_over_it(
     file.write_text(
         f"part: all\njudge: builtin\ngeneration: {{max_new_tokens: 3}}\n"
         f"machine: {{device: cpu, dtype: float32}}\nharm: {{path: {files['harm']}}}\n"
-        f"tasks: [{{path: {files['task']}, match: number}}]\nalpha_min: 0.5\ndraws: 2\n"
+        f"tasks: [{{path: {files['task']}, match: number, max_new_tokens: 3}}]\n"
+        f"alpha_min: 0.5\ndraws: 2\nsides: [+]\nresolution: 0.5\n"
         f"incoherent: 1\nmaps: [{{x: aligned, y: random, x_max: 0.5, runs: {{sft: {lora_run}}}}}]\n"
     )
     arguments = [
@@ -224,8 +227,6 @@ def test_end_to_end_with_a_map_and_a_run_over_it(
         str(tmp_path / "o"),
     ]  # fmt: skip
     runner = CliRunner()
-    if not (lora_run / "adapter").is_dir():
-        pytest.fail(f"no adapter in {sorted(path.name for path in lora_run.iterdir())}")
     bad = runner.invoke(app, arguments)
     assert isinstance(bad.exception, AnchortuneError)  # nothing of the anchor lies off itself
     assert "aligned:off" in str(bad.exception)
@@ -233,8 +234,9 @@ def test_end_to_end_with_a_map_and_a_run_over_it(
     told = runner.invoke(app, [*arguments, "--dry-run"], catch_exceptions=False).stdout
     for part in ("aligned, random, sft:inside", "6 malicious prompts", "maps", "a grid as fine"):
         assert part in told
-    result = runner.invoke(app, [*arguments, "--json"], catch_exceptions=False)
+    result = runner.invoke(app, arguments, catch_exceptions=False)
     assert result.exit_code == 0
+    assert result.stdout.rstrip().endswith(".html")
     found = Basin.model_validate_json((tmp_path / "o" / "basin.json").read_text())
     assert [(c.direction, c.draw) for c in found.curves] == [
         ("aligned", None), ("random", 0), ("random", 1), ("sft:inside", None)
@@ -249,10 +251,9 @@ def test_end_to_end_with_a_map_and_a_run_over_it(
     assert (path.x[0], path.y[0]) == (0.0, 0.0)
     assert 0 < path.off_plane[-1] <= 1
     assert str(tmp_path) not in json.dumps(found.settings)
-    again = runner.invoke(app, [*arguments, "--json"], catch_exceptions=False)
+    drawn_again = ["basin", "--redraw", str(tmp_path / "o"), "--json"]
+    again = runner.invoke(app, drawn_again, catch_exceptions=False)
     assert Basin.model_validate_json(again.stdout) == found
-    shown = runner.invoke(app, ["basin", "--redraw", str(tmp_path / "o")], catch_exceptions=False)
-    assert shown.exit_code == 0
 
 
 @pytest.mark.parametrize(
