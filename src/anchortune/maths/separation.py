@@ -66,4 +66,5 @@ def held_out_area(directions: Directions, positive: Tensor, negative: Tensor) ->
 
 def cosines(one: Tensor, other: Tensor) -> Tensor:
     """The cosine of each pair of rows, (layers,); nan where one of them is zero."""
-    return (one * other).sum(-1) / (one.norm(dim=-1) * other.norm(dim=-1))
+    found: Tensor = (one * other).sum(-1) / (one.norm(dim=-1) * other.norm(dim=-1))
+    return found
