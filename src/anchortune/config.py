@@ -180,19 +180,24 @@ class TrainConfig(StageConfig):
             raise ValueError("steer: probe needs a probe section, with its prompts")
         return self
 
+    def _penalised(self) -> Any:
+        """The section of the penalty, or None."""
+        return self.penalty
+
     @model_validator(mode="after")
     def _an_anchor_to_refresh(self) -> TrainConfig:
         if self.anchor_refresh is None:
             return self
-        if self.penalty is None:
+        penalty = self._penalised()
+        if penalty is None:
             raise ValueError(
                 "anchor_refresh makes the penalty's anchor again, and there is no penalty; add "
                 "one, or drop anchor_refresh"
             )
-        if self.penalty.operator in ("gram", "none"):
+        if penalty.operator in ("gram", "none"):
             raise ValueError(
                 f"anchor_refresh takes a gradient for the anchor, whose size says nothing, and "
-                f"operator {self.penalty.operator} does not go by direction alone; take subspace, "
+                f"operator {penalty.operator} does not go by direction alone; take subspace, "
                 "subspace2, direction or direction_global, or drop anchor_refresh"
             )
         if self.lora is not None and self.lora.qlora:

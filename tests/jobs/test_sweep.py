@@ -156,6 +156,26 @@ def test_rows_a_step_are_a_setting_and_rows_held_at_once_are_not(
     assert missing(training=defaults["training"] | {"batch_size": rows * 2}) == 3
 
 
+def test_a_cell_may_make_its_anchor_again_and_needs_a_penalty_for_it(
+    whole: tuple[dict[str, Any], Path],
+) -> None:
+    tree, root = whole
+    again = {"anchor_refresh": {"every": 2, "data": str(root / "refusals.jsonl"), "rank": 2}}
+    penalty = {"defence": [{"name": "asft", "operator": "subspace", "lam": 1.0}]}
+    sweep = Sweep(made(tree, axes={"defence": {"again": penalty | again}}))
+    assert do(sweep) == ["defence again, seed 0: complete"]
+    [log] = [
+        text
+        for path in (root / "work" / "train").glob("*/log.jsonl")
+        if "refresh/cosine_to_first" in (text := path.read_text())
+    ]
+    assert len(log.splitlines()) == 4
+    [run] = [r for r in records(root / "results").values() if r.labels["defence"] == "again"]
+    assert "anchor_refresh.data.path" in run.inputs
+    with pytest.raises(ConfigError, match="there is no penalty"):
+        _ = Sweep(made(tree, axes={"defence": {"sft": again}})).runs
+
+
 def test_another_seed_and_another_axis_are_all_that_is_run(
     whole: tuple[dict[str, Any], Path],
 ) -> None:

@@ -76,6 +76,11 @@ class CellConfig(TrainConfig):
                 raise ValueError(f"{key}: {why}")
         return value
 
+    def _penalised(self) -> Any:
+        """The penalty, which is not folded out of ``defence`` here."""
+        named = (section for section in self.defence if section.name in ("asft", "asft-alt"))
+        return next(named, None)
+
     @model_validator(mode="after")
     def _one_source_of_rows(self) -> CellConfig:
         if (self.mix is None) == (not self.data):
