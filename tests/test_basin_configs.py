@@ -9,6 +9,7 @@ import pytest
 
 from anchortune.config import AlignConfig, TrainConfig
 from anchortune.config_io import load_config
+from anchortune.landscape.config import BasinConfig
 
 FOLDER = Path(__file__).parents[1] / "experiments" / "basin"
 
@@ -34,4 +35,6 @@ def test_every_config_is_one_of_them_and_the_watched_run_watches() -> None:
     config = load_config(FOLDER / "watched.yaml", TrainConfig)
     assert config.activations is not None
     assert config.machine.keep_checkpoints
-    assert len(list(FOLDER.glob("*.yaml"))) == 13
+    basin = load_config(FOLDER / "small.yaml", BasinConfig)
+    assert basin.along == ["aligned", "harmful", "random"]
+    assert len(list(FOLDER.glob("*.yaml"))) == 14
