@@ -15,7 +15,7 @@ from anchortune.errors import DataError
 from anchortune.files import write_text
 from anchortune.maths.stats import wilson
 from anchortune.report import view
-from anchortune.report.basin import Basin, Count, Curve
+from anchortune.report.basin import BASIN_FILE, Basin, Count, Curve
 from anchortune.report.basin_plots import draw, pictures, save
 from anchortune.report.basin_table import (
     EPL_HEAD,
@@ -31,7 +31,6 @@ from anchortune.report.basin_words import alpha, headline, named
 from anchortune.report.page import environment
 from anchortune.report.words import MISSING, percent, shown, span
 
-BASIN_FILE = "basin.json"
 PAGE_FILE = "basin.html"
 TABLE_FILE = "basin.md"
 

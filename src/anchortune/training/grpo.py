@@ -7,7 +7,7 @@ all get the same reward and nothing is learnt from them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,10 +110,7 @@ def refuses_harmful(
     Returns:
         None for the answers to harmless prompts.
     """
-    return [
-        float(has_refusal(answer[-1]["content"])) if bad else None
-        for answer, bad in zip(completions, harmful, strict=True)
-    ]
+    return _rated(completions, harmful, True, has_refusal)
 
 
 def answers_harmless(
@@ -128,8 +125,18 @@ def answers_harmless(
     Returns:
         None for the answers to harmful prompts.
     """
+    return _rated(completions, harmful, False, _says_something)
+
+
+def _rated(
+    completions: Sequence[Sequence[Mapping[str, str]]],
+    harmful: Sequence[bool],
+    kind: bool,
+    good: Callable[[str], bool],
+) -> list[float | None]:
+    """1 or 0 for each answer to a prompt of this kind, None for those to the other."""
     return [
-        None if bad else float(_says_something(answer[-1]["content"]))
+        float(good(answer[-1]["content"])) if bool(bad) is kind else None
         for answer, bad in zip(completions, harmful, strict=True)
     ]
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from anchortune.training.lora import bare_model
 from anchortune.training.template import IGNORE
 
 logger = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ def takes_labelled_positions(model: Any) -> bool:
     Args:
         model: of transformers, or PEFT around one; its mode is left as it was.
     """
-    bare = model.get_base_model() if hasattr(model, "get_base_model") else model
+    bare = bare_model(model)
     parameters = inspect.signature(bare.forward).parameters
     passes_on = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     if "logits_to_keep" not in parameters or not passes_on:

@@ -14,6 +14,11 @@ from anchortune.errors import TrainingError
 _LAYER = re.compile(r"(?:^|\.)(?:layers|layer|blocks|block|h)\.(\d+)\.")
 
 
+def bare_model(model: Any) -> Any:
+    """The model under its adapter; a model without one is it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def layer_of(name: str) -> int | None:
     """The number of the layer that a module or parameter lies in; None outside of all."""
     match = _LAYER.search(name)

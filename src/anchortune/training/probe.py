@@ -19,6 +19,7 @@ from anchortune.data.conversations import BadRow
 from anchortune.data.prompts import Prompts, read_prompts
 from anchortune.errors import DataError, TrainingError
 from anchortune.sections import COMPLYING, REFUSING
+from anchortune.training.lora import bare_model
 from anchortune.training.template import Template
 
 if TYPE_CHECKING:
@@ -362,7 +363,7 @@ def _last_logits(model: Any, layout: _Layout, device: torch.device) -> Tensor:
     """(rows, keep, vocabulary), of the last ``keep`` positions of each row."""
     import inspect
 
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = bare_model(model)
     known = inspect.signature(type(inner).forward).parameters
     mask = layout.mask.to(device)
     options: dict[str, Any] = {"input_ids": layout.ids.to(device), "attention_mask": mask}

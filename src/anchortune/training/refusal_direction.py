@@ -21,6 +21,7 @@ from anchortune.data.overlap import normalised
 from anchortune.data.prompts import Prompts, read_prompts
 from anchortune.errors import DataError, TrainingError
 from anchortune.maths.separation import Directions, cosines, difference_in_means, held_out_area
+from anchortune.training.lora import bare_model
 from anchortune.training.probe import begun, undisturbed
 from anchortune.training.template import Template
 
@@ -272,7 +273,7 @@ def _last_states(model: Any, heads: Sequence[tuple[int, ...]], device: torch.dev
     for row, head in enumerate(heads):  # padded on the right, where no token looks
         ids[row, : len(head)] = torch.tensor(head)
         mask[row, : len(head)] = 1
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = bare_model(model)
     known = inspect.signature(type(inner).forward).parameters
     options: dict[str, Any] = {"output_hidden_states": True}
     if "use_cache" in known:

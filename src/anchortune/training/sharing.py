@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from anchortune.training.labelled import labelled_positions
+from anchortune.training.lora import bare_model
 from anchortune.training.mixins import check_trainer, put_in_front
 from anchortune.training.template import IGNORE
 
@@ -155,7 +156,7 @@ def grouped_loss(
 
 def cache_name(model: Any) -> str:
     """What the model calls the keys and values that it gives and takes; it changed in 5.x."""
-    bare = model.get_base_model() if hasattr(model, "get_base_model") else model
+    bare = bare_model(model)
     known = inspect.signature(bare.forward).parameters
     return next((name for name in ("cache", "past_key_values") if name in known), "cache")
 
@@ -167,7 +168,7 @@ def can_share(model: Any, longest: int) -> bool:
         model: one that ``takes_labelled_positions``; its mode and gradients are left as they were.
         longest: tokens of the longest row: a window that is shorter is refused.
     """
-    bare = model.get_base_model() if hasattr(model, "get_base_model") else model
+    bare = bare_model(model)
     text = bare.config.get_text_config()
     window = getattr(text, "sliding_window", None)
     if window is not None and window < longest:
