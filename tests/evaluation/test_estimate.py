@@ -35,13 +35,20 @@ def test_every_layer_beyond_the_first_costs_what_the_second_did(
     assert set(widths) == {12}
 
 
-def test_a_prompt_is_read_once_and_not_with_every_token() -> None:
-    """Long prompts and short answers: the reading is most of it, and is no part of a token."""
+def test_a_prompt_is_read_once_and_not_with_every_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that counts tokens: 8 rows of 512 and 2 are read, then one token of 8 rows a step."""
+    clock = [0.0]
+
+    def counted(model: object, batch: Any, **_: Any) -> None:
+        rows = list(batch)
+        clock[0] += sum(len(row.ids) for row in rows)  # the reading, which gives the first token
+        clock[0] += len(rows) * (rows[0].limit - 1)
+
+    monkeypatch.setattr(estimate, "decode", counted)
+    monkeypatch.setattr(estimate.time, "perf_counter", lambda: clock[0])
     options = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 128}
     small = LlamaConfig(num_hidden_layers=2, num_attention_heads=2, **options)
-    found = estimate.pace(small, NUMBERS, 8, 512, 2)
-    assert found is not None
-    assert found.read_s > 4 * found.token_s
+    assert estimate.pace(small, NUMBERS, 8, 512, 2) == (8.0 * 512, 8.0)
 
 
 def test_a_model_that_cannot_be_cut_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
