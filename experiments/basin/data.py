@@ -6,7 +6,8 @@
 begins, and on helpful ones an answer to a refusal. ``grpo-harmful.jsonl`` and
 ``grpo-harmless.jsonl``: prompts of the rows of ``experiments/small/align_data.py``.
 ``seen-harmful.jsonl`` and ``seen-harmless.jsonl``: prompts for ``activations``, from the data of
-Arditi et al. (Apache-2.0), none of them trained on. No prompt that is evaluated on is in any.
+Arditi et al. (Apache-2.0), none of them trained on. ``refusals.jsonl``: rows that refuse, for
+``anchor_refresh`` and ``drift``. No prompt that is evaluated on is in any.
 """
 
 from __future__ import annotations
@@ -80,11 +81,12 @@ def write(path: Path, rows: Iterable[dict[str, str]]) -> None:
 
 
 def main() -> None:
-    """Writes the five files."""
+    """Writes the six files."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("-o", "--output", type=Path, required=True, help="the folder")
     parser.add_argument("--prompts", type=int, default=400, help="of a kind, for GRPO")
     parser.add_argument("--looked-at", type=int, default=128, help="of a kind, for activations")
+    parser.add_argument("--refusals", type=int, default=64, help="rows that refuse")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     data, out = Path(os.environ["ANCHORTUNE_DATA"]).expanduser(), given.output
@@ -103,6 +105,9 @@ def main() -> None:
     for name, file in (("harmful", "harmful_train.json"), ("harmless", "harmless_val.json")):
         rows = unseen(data / "refusal_direction" / file, trained, given.looked_at, rng)
         write(out / f"seen-{name}.jsonl", rows)
+    refusing = [pair for pair in safe if has_refusal(pair[1]) and len(pair[1]) <= LONGEST]
+    chosen = rng.sample(refusing, min(given.refusals, len(refusing)))
+    write(out / "refusals.jsonl", ({"prompt": p, "response": answer} for p, answer in chosen))
 
 
 if __name__ == "__main__":
