@@ -4,9 +4,6 @@ import json
 import logging
 import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,9 +24,10 @@ from anchortune.evaluation.generate import (
     is_out_of_memory,
     render_prompt,
 )
-from anchortune.evaluation.items import Item
-from anchortune.evaluation.outputs import read_outputs
+from anchortune.evaluation.items import Answer, Item
+from anchortune.evaluation.outputs import OutputLog, read_outputs
 from tests import tiny
+from tests.warm import Warm
 
 PROMPTS = [
     "a",
@@ -424,50 +422,45 @@ def test_an_engine_from_a_config_merges_its_adapters_in_order(
         make_engine(CandidateSection(outputs="a.jsonl"), GenerationSection(), machine)
 
 
-SCRIPT = """
-import sys, time
-from anchortune.evaluation.config import CandidateSection, EvalMachine, GenerationSection
-from anchortune.evaluation.engine import make_engine
-from anchortune.evaluation.items import Answer, Item
-from anchortune.evaluation.outputs import OutputLog
-folder, path, pause, temperature = sys.argv[1:]
-engine = make_engine(
-    CandidateSection(path=folder),
-    GenerationSection(temperature=float(temperature), seed=1),
-    EvalMachine(device="cpu", dtype="float32", batch_size=2),
-)
-items = [Item("s", f"question {i} " + "x" * i) for i in range(12)]
-with OutputLog(path) as log:
-    left = [item for item in items if ("m", "s", item.id) not in log]
-    def on_answer(i, text, finish, tokens, notes):
-        log.append(Answer("m", left[i], text, finish, tokens, notes))
-        time.sleep(float(pause))
-    engine.answer(left, max_new_tokens=6, on_answer=on_answer)
-"""
+def answer_into(folder: Path, path: Path, temperature: float, killed_after: int = 0) -> None:
+    """What a process of its own does; with ``killed_after`` it ends by SIGKILL after so many."""
+    engine = make_engine(
+        CandidateSection(path=str(folder)),
+        GenerationSection(temperature=temperature, seed=1),
+        EvalMachine(device="cpu", dtype="float32", batch_size=2),
+    )
+    items = [Item("s", f"question {i} " + "x" * i) for i in range(12)]
+    with OutputLog(path) as log:
+        left = [item for item in items if ("m", "s", item.id) not in log]
+        answered = 0
+
+        def on_answer(i: int, text: str, finish: Any, tokens: int | None, notes: Any) -> None:
+            nonlocal answered
+            log.append(Answer("m", left[i], text, finish, tokens, notes))
+            answered += 1
+            if answered == killed_after:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        engine.answer(left, max_new_tokens=6, on_answer=on_answer)
 
 
-@pytest.mark.parametrize("temperature", ["0", "0.8"])
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_killed_in_the_middle_and_run_again_it_writes_the_same(
-    folder: Path, tmp_path: Path, temperature: str
+    folder: Path, tmp_path: Path, temperature: float
 ) -> None:
-    def run(name: str, pause: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-c", SCRIPT, str(folder), str(tmp_path / name), pause]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        return subprocess.Popen([*command, temperature], env=environment)
+    def run(name: str, *killed_after: int) -> int:
+        process = Warm(answer_into, folder, tmp_path / name, temperature, *killed_after)
+        code = process.wait(120)
+        assert code in (0, -signal.SIGKILL), process.communicate()
+        return code
 
-    whole = run("whole.jsonl", "0")
-    cut = run("cut.jsonl", "0.3")
     path = tmp_path / "cut.jsonl"
-    until = time.monotonic() + 120
-    while time.monotonic() < until and (not path.is_file() or path.read_bytes().count(b"\n") < 5):
-        time.sleep(0.05)
-    cut.send_signal(signal.SIGKILL)
-    cut.wait()
-    assert whole.wait(120) == 0
+    assert run("whole.jsonl") == 0
+    assert run("cut.jsonl", 5) == -signal.SIGKILL
     before = path.read_bytes()
-    assert 5 <= before.count(b"\n") < 12
+    assert before.count(b"\n") == 5
     path.write_bytes(before + b'{"model": "m", "set": "s", "id"')  # a line cut short
-    assert run("cut.jsonl", "0").wait(120) == 0
+    assert run("cut.jsonl") == 0
     assert path.read_bytes().startswith(before)
     rows = [
         sorted(json.dumps(row, sort_keys=True) for row in read_outputs(tmp_path / name))

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from anchortune.anchor.penalty import bind
 from anchortune.training.seam import attach
 from tests.tiny import tiny_llama
-from tests.training.test_seam import adapted, anchor_for, same, weights
+from tests.training.test_seam import (
+    InOrder,
+    Rows,
+    adapted,
+    anchor_for,
+    arguments,
+    same,
+    weights,
+)
+from tests.warm import together
 
 COMMON: dict[str, Any] = {
     "per_device_train_batch_size": 2,
@@ -121,58 +129,27 @@ def test_trl_trainers_take_the_steps_of_autograd_on_the_penalty(
     assert not same(attached, plain)
 
 
-RUN = """
-import sys
-from pathlib import Path
-import torch
-from tests.training.test_seam import InOrder, Rows, adapted, anchor_for, arguments
-from anchortune.training.seam import attach
-folder, out, batch = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-args = arguments(out, per_device_train_batch_size=batch, ddp_find_unused_parameters=False)
-trainer = InOrder(adapted(folder), args, train_dataset=Rows())
-attach(trainer, anchor_for(folder), operator="subspace", lam=0.3)
-trainer.train()
-if trainer.is_world_process_zero():
-    from safetensors.torch import save_file
-    kept = {n: p.detach().contiguous() for n, p in trainer.model.named_parameters() if p.requires_grad}
-    norm = torch.tensor([trainer.state.log_history[0]["grad_norm"]])
-    save_file(kept | {"grad_norm": norm, "world": torch.tensor([trainer.args.world_size])}, out / "w.safetensors")
-"""  # noqa: E501
+def train(folder: Path, out: Path, batch: int) -> None:
+    """What one process does, or each of several; the first leaves what came out."""
+    out.mkdir(exist_ok=True)
+    args = arguments(out, per_device_train_batch_size=batch, ddp_find_unused_parameters=False)
+    trainer = InOrder(adapted(folder), args, train_dataset=Rows())
+    attach(trainer, anchor_for(folder), operator="subspace", lam=0.3)
+    trainer.train()
+    if trainer.is_world_process_zero():
+        kept = {n: p.contiguous() for n, p in weights(trainer.model).items()}
+        norm = torch.tensor([trainer.state.log_history[0]["grad_norm"]])
+        world = torch.tensor([trainer.args.world_size])
+        save_file(kept | {"grad_norm": norm, "world": world}, out / "w.safetensors")
 
 
 def test_two_processes_give_the_weights_of_one(folder: Path, tmp_path: Path) -> None:
-    from safetensors.torch import load_file
-
-    script = tmp_path / "run.py"
-    script.write_text(RUN)
-    root = Path(__file__).parents[2]
-    found = []
-    for processes, batch in ((1, 8), (2, 4)):
-        out = tmp_path / str(processes)
-        out.mkdir()
-        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command = [*launch, f"--nproc-per-node={processes}", str(script)]
-        done = subprocess.run(
-            [*command, str(folder), str(out), str(batch)],
-            cwd=root,
-            env={**_environment(), "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=200,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-        found.append(load_file(out / "w.safetensors"))
-    one, two = found
+    train(folder, tmp_path / "1", 8)
+    together(train, folder, tmp_path / "2", 4, processes=2)
+    one, two = (load_file(tmp_path / name / "w.safetensors") for name in ("1", "2"))
     assert int(one.pop("world")) == 1
     assert int(two.pop("world")) == 2
     torch.testing.assert_close(one.pop("grad_norm"), two.pop("grad_norm"), rtol=1e-5, atol=0)
     drift = torch.cat([(one[n] - two[n]).abs().flatten() for n in one])
     assert float(drift.max()) < 2e-3
     assert float(drift.mean()) < 2e-5
-
-
-def _environment() -> dict[str, str]:
-    import os
-
-    return dict(os.environ)
