@@ -27,6 +27,9 @@ lint: $(STAMP)  ## format, lint, spelling and strict types
 docs: $(STAMP)  ## the documentation site, strict
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
+bench-%: $(STAMP)  ## a benchmark: step, anchor, scale, generation, job; flags as BENCH='--smoke'
+	$(BIN)/python benchmarks/$*.py $(BENCH)
+
 $(STAMP): constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,lint,docs]'
