@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from anchortune.anchor.asked import check_anchor, check_inside, check_rank, check_settings
 from anchortune.anchor.binding import Coverage, cover, renewed
-from anchortune.anchor.stacks import Stack, build_stacks, compute_dtype, used_rank
-from anchortune.maths import operators
+from anchortune.anchor.moment import Moment
+from anchortune.anchor.stacks import Stack, build_stacks, refuse_sharded, used_rank
 from anchortune.maths.operators import LayerWeights, Operator, Side
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class Penalty:
         self.layer_weights: LayerWeights = layer_weights
         self.coverage = coverage
         self._stacks: list[Stack] = []
-        self._built_for: tuple[tuple[torch.device, torch.dtype], ...] = ()
+        self._built_for: list[tuple[torch.device, torch.dtype]] = []
         self._start_sha256: str | None = None
 
     @torch.no_grad()
@@ -103,14 +103,32 @@ class Penalty:
         return self._differentiable("along")
 
     def _differentiable(self, side: Side) -> Tensor:
-        parameters = [p for stack in self._ready() for p in stack.flat_parameters()]
+        moment = self.moment()
         with torch.enable_grad():
-            value: Tensor = _ClosedForm.apply(self, side, *parameters)  # type: ignore[no-untyped-call]
+            value: Tensor = _ClosedForm.apply(moment, side, *moment.parameters())  # type: ignore[no-untyped-call]
         return value
 
     @torch.no_grad()
+    def moment(self) -> Moment:
+        """The update as it is now, for ``movement`` and ``add_gradient_`` to share."""
+        pairs = [target.parameters() for target in self.coverage.targets]
+        now = [(b.device, b.dtype) for b, _ in pairs]
+        if now != self._built_for:  # the model has moved to another device or dtype
+            refuse_sharded(pairs)
+            self._stacks = build_stacks(
+                self.coverage.targets, self.operator, self.rank, self.scaled, self.layer_weights
+            )
+            self._built_for = now
+        return Moment(self.operator, self._stacks, pairs)
+
+    @torch.no_grad()
     def add_gradient_(
-        self, lam: float, *, lam_inside: float = 0.0, grad_scale: float = 1.0
+        self,
+        lam: float,
+        *,
+        lam_inside: float = 0.0,
+        grad_scale: float = 1.0,
+        moment: Moment | None = None,
     ) -> Tensor:
         """Adds ``grad_scale · (λ·∇R + λ_inside·∇R_inside)`` to the trained parameters' gradients.
 
@@ -120,6 +138,7 @@ class Penalty:
             lam: λ.
             lam_inside: the weight of what the off side leaves free (see ``inside``), at least 0.
             grad_scale: what the task's gradients were multiplied by (a GradScaler's scale).
+            moment: the update as it is, where the caller has read it already.
 
         Returns:
             The value of what λ multiplies, ``R + (lam_inside / lam)·R_inside`` (for a λ of 0, of
@@ -135,80 +154,33 @@ class Penalty:
                 free = lam_inside / lam
             else:
                 side, lam = "along", lam_inside
-        value, gradients = self.value_and_gradients(side, free)
-        found = [p for stack in self._stacks for p in stack.flat_parameters()]
+        moment = moment or self.moment()
         held: list[Tensor] = []
         added: list[Tensor] = []
-        for parameter, gradient in zip(found, gradients, strict=True):
+        gradients = moment.gradients(side, free, lam * grad_scale)
+        for parameter, gradient in zip(moment.parameters(), gradients, strict=True):
             if not parameter.requires_grad:  # the frozen A of LoRA-FA, for one
                 continue
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             held.append(parameter.grad)
-            added.append((gradient * (lam * grad_scale)).to(parameter.grad.dtype))
+            added.append(gradient)
         if held:
             torch._foreach_add_(held, added)
-        return value
+        return moment.value(side, free)
 
     @torch.no_grad()
-    def value_and_gradients(
-        self, side: Side | None = None, free: float = 0.0
-    ) -> tuple[Tensor, list[Tensor]]:
-        """R and its gradients, one for each bound parameter, in the computation's dtype.
-
-        Args:
-            side: take this side; None: the penalty's own.
-            free: on the off side, the weight of the part that is inside.
-        """
-        side = side or self.side
-        stacks = self._ready()
-        with _no_autocast(stacks[0].scale.device):
-            updates = [stack.updates() for stack in stacks]
-            total = self._total_along(updates)
-            value = stacks[0].scale.new_zeros(())
-            gradients: list[Tensor] = []
-            for stack, (b, a) in zip(stacks, updates, strict=True):
-                here = None if total is None else total.to(b.device, b.dtype)
-                result = operators.penalty(self.operator, side, b, a, stack.projection, here, free)
-                if stack.weights is not None:
-                    result = operators.weighted(result, stack.weights)
-                value = value + result.value.sum().to(value.device, value.dtype)
-                gradients.extend(stack.to_parameters(result))
-        return value, gradients
-
-    @torch.no_grad()
-    def movement(self) -> Movement:
+    def movement(self, moment: Moment | None = None) -> Movement:
         """How far the model has moved by now and how that lies to the anchor.
 
         It is about the update alone: neither ``layer_weights`` nor a bounded free part change it.
+
+        Args:
+            moment: the update as it is, where the caller has read it already.
         """
-        rows = []
-        value = 0.0
-        stacks = self._ready()
-        with _no_autocast(stacks[0].scale.device):
-            updates = [stack.updates() for stack in stacks]
-            total = self._total_along(updates)
-            for stack, (b, a) in zip(stacks, updates, strict=True):
-                here = None if total is None else total.to(b.device, b.dtype)
-                value += float(
-                    operators.penalty(
-                        self.operator, self.side, b, a, stack.projection, here
-                    ).value.sum()
-                )
-                part = operators.shares(
-                    b, a, stack.projection.left, stack.projection.right, stack.unit
-                )
-                along = part.along.sign() * part.along.square()
-                rows.append(
-                    [
-                        part.energy.sum(),
-                        part.inside.sum(),
-                        along.clamp(min=0).sum(),
-                        (-along).clamp(min=0).sum(),
-                    ]
-                )
-        energy, inside, forwards, backwards = (
-            math.fsum(float(row[i]) for row in rows) for i in range(4)
+        moment = moment or self.moment()
+        value, energy, inside, forwards, backwards = map(
+            math.fsum, zip(*moment.sums(self.side), strict=True)
         )
         loose = math.fsum(parameter.moved() for parameter in self.coverage.loose)
         if energy == 0:
@@ -226,7 +198,8 @@ class Penalty:
         plain norm decay. Weighted over modules by ``‖dW‖²``; off side.
         """
         punished = whole = 0.0
-        for stack in self._ready():
+        self.moment()
+        for stack in self._stacks:
             energy = torch.stack(
                 [
                     t.factors.sigma[: used_rank(t, self.rank)].double().square()
@@ -253,7 +226,7 @@ class Penalty:
         for target in targets:
             check_rank(target, self.operator, self.side, self.rank)
         self.coverage.targets[:] = targets
-        self._built_for = ()
+        self._built_for = []
 
     def start_fingerprint(self) -> str:
         """A SHA-256 over the weights that U is measured from: names, shapes, dtypes and bytes.
@@ -274,57 +247,25 @@ class Penalty:
             self._start_sha256 = digest.hexdigest()
         return self._start_sha256
 
-    def _total_along(self, updates: list[tuple[Tensor, Tensor | None]]) -> Tensor | None:
-        if self.operator != "direction_global":
-            return None
-        parts = [
-            operators.along(b, a, stack.projection).value.sum().cpu()
-            for stack, (b, a) in zip(self._stacks, updates, strict=True)
-        ]
-        return torch.stack(parts).sum()
-
-    def _ready(self) -> list[Stack]:
-        """The stacks, made anew when the model has moved to another device or dtype."""
-        now = tuple(
-            (p.device, compute_dtype(p.dtype))
-            for p in (target.parameters()[0] for target in self.coverage.targets)
-        )
-        if now != self._built_for:
-            targets = self.coverage.targets
-            self._stacks = build_stacks(
-                targets, self.operator, self.rank, self.scaled, self.layer_weights
-            )
-            self._built_for = now
-        return self._stacks
-
 
 class _ClosedForm(torch.autograd.Function):
     """R with its closed-form gradients, so that autograd never walks through the projection."""
 
     @staticmethod
-    def forward(ctx: Any, penalty: Penalty, side: Side, *parameters: Tensor) -> Tensor:
-        value, gradients = penalty.value_and_gradients(side)
-        ctx.save_for_backward(*gradients)
-        ctx.dtypes = [p.dtype for p in parameters]
-        return value
+    def forward(ctx: Any, moment: Moment, side: Side, *parameters: Tensor) -> Tensor:
+        ctx.moment, ctx.side = moment, side
+        return moment.value(side)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = ctx.moment.gradients(ctx.side, times=upstream)
+        needed = ctx.needs_input_grad[2:]
         return (
             None,
             None,
-            *(
-                (upstream.to(g.device, g.dtype) * g).to(dtype) if needed else None
-                for g, dtype, needed in zip(
-                    ctx.saved_tensors, ctx.dtypes, ctx.needs_input_grad[2:], strict=True
-                )
-            ),
+            *(g if asked else None for g, asked in zip(gradients, needed, strict=True)),
         )
-
-
-def _no_autocast(device: torch.device) -> torch.autocast:
-    return torch.autocast(device.type, enabled=False)
 
 
 def bind(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,60 +15,94 @@ from anchortune.errors import AnchorError
 from anchortune.maths import operators
 from anchortune.maths.operators import LayerWeights, Operator, Projection
 
+Pair = tuple[nn.Parameter, nn.Parameter | None]
+"""(B, A) of a LoRA layer, or (weight, None) of a fully trained one."""
+
 
 @dataclass
 class Stack:
     """Targets of one shape, dtype and device, with their constants side by side.
 
-    ``weights`` are what the modules' penalties are multiplied by, (n,); None where all are 1.
+    Attributes:
+        targets: the modules.
+        places: where they stand among all that are bound.
+        projection: what the operator keeps of the anchor.
+        unit: singular values of each module's unit vector D, (n, k).
+        scale: s of each module, (n, 1, 1).
+        start_b: ``−B₀`` of adapters that do not start at 0, (n, d_out, r).
+        start_a: their ``A₀``, (n, r, d_in).
+        start: of fully trained modules, the weights that U is measured from.
+        weights: what the modules' penalties are multiplied by, (n,); None where all are 1.
     """
 
     targets: list[Target]
+    places: list[int]
     projection: Projection
     unit: Tensor
     scale: Tensor
-    start_b: list[Tensor | None]
-    start_a: list[Tensor | None]
+    start_b: Tensor | None = None
+    start_a: Tensor | None = None
+    start: list[Tensor] = field(default_factory=list)
     weights: Tensor | None = None
 
-    def updates(self) -> tuple[Tensor, Tensor | None]:
-        """``(s·B, A)`` stacked (with ``−s·B₀, A₀`` beside them), or ``(W − W₀, None)``."""
-        parameters = [target.parameters() for target in self.targets]
+    def updates(self, pairs: list[Pair]) -> tuple[Tensor, Tensor | None]:
+        """``(s·B, A)`` stacked (with ``−s·B₀, A₀`` beside them), or ``(W − W₀, None)``.
+
+        Args:
+            pairs: the targets' parameters as they are now.
+        """
         dtype = self.scale.dtype
-        b = torch.stack([_plain(weight).to(dtype) for weight, _ in parameters])
-        if self.targets[0].adapter is None:
-            b = b - torch.stack([start.to(dtype) for start in self.start_b if start is not None])
+        b = torch.stack([weight for weight, _ in pairs]).to(dtype)
+        if self.start:
+            torch._foreach_sub_(list(b.unbind()), self.start)
             return (b.transpose(1, 2) if self.targets[0].stored_transposed else b), None
-        a = torch.stack(
-            [_plain(weight).to(dtype) for _, weight in parameters if weight is not None]
-        )
-        if self.start_b[0] is not None:
-            b = torch.cat([b, -torch.stack([s for s in self.start_b if s is not None])], dim=2)
-            a = torch.cat([a, torch.stack([s for s in self.start_a if s is not None])], dim=1)
-        return b * self.scale[:, None, None], a
+        a = torch.stack([weight for _, weight in pairs if weight is not None]).to(dtype)
+        if self.start_b is not None and self.start_a is not None:
+            b, a = torch.cat([b, self.start_b], dim=2), torch.cat([a, self.start_a], dim=1)
+        return b.mul_(self.scale), a
 
-    def to_parameters(self, gradient: operators.Gradients) -> list[Tensor]:
-        """Gradients in the order and shape of ``[B₁ … Bₙ, A₁ … Aₙ]`` (or of the weights)."""
-        if gradient.a is None:
+    def to_parameters(
+        self, gradient: operators.Gradients, pairs: list[Pair], times: float | Tensor = 1.0
+    ) -> list[Tensor]:
+        """``times`` the gradients, in the order, shapes and dtypes of ``parameters_of(pairs)``.
+
+        All of one kind are multiplied, rounded and laid out as the parameters are by one call.
+        """
+
+        def laid_out(found: Tensor, like: Tensor, factor: Tensor | float) -> tuple[Tensor, ...]:
+            made = torch.empty((len(pairs), *like.shape), dtype=like.dtype, device=like.device)
+            return torch.mul(found, factor, out=made).unbind()
+
+        if isinstance(times, Tensor):
+            times = times.to(self.scale.device, self.scale.dtype)
+        weight, other = pairs[0]
+        if gradient.a is None or other is None:
             flip = self.targets[0].stored_transposed
-            return list((gradient.b.transpose(1, 2) if flip else gradient.b).unbind())
-        rank = self.targets[0].parameters()[0].shape[1]
-        b = gradient.b[:, :, :rank] * self.scale[:, None, None]
-        return [*b.unbind(), *gradient.a[:, :rank].unbind()]
-
-    def flat_parameters(self) -> list[nn.Parameter]:
-        """The parameters in the order of ``to_parameters``."""
-        pairs = [target.parameters() for target in self.targets]
-        return [b for b, _ in pairs] + [a for _, a in pairs if a is not None]
+            found = gradient.b.transpose(1, 2) if flip else gradient.b
+            return list(laid_out(found, weight, times))
+        rank = weight.shape[1]
+        return [
+            *laid_out(gradient.b[:, :, :rank], weight, self.scale * times),
+            *laid_out(gradient.a[:, :rank], other, times),
+        ]
 
 
-def _plain(parameter: Tensor) -> Tensor:
-    if type(parameter.data).__name__ == "DTensor":
+def parameters_of(pairs: list[Pair]) -> list[nn.Parameter]:
+    """``[B₁ … Bₙ, A₁ … Aₙ]``, or the weights."""
+    return [b for b, _ in pairs] + [a for _, a in pairs if a is not None]
+
+
+def refuse_sharded(pairs: list[Pair]) -> None:
+    """Refuses parameters of which this process holds a part alone.
+
+    Raises:
+        AnchorError: one is a DTensor.
+    """
+    if any(type(weight.data).__name__ == "DTensor" for weight, _ in pairs):
         raise AnchorError(
             "the model's parameters are sharded (DTensor), which the penalty does not support: "
             "train with DDP or on one device"
         )
-    return parameter.detach()
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -101,19 +135,19 @@ def build_stacks(
     if layer_weights != "none":
         norms = torch.tensor([target.factors.norm for target in targets], dtype=torch.float64)
         weights = operators.module_weights(layer_weights, norms).tolist()
-    groups: dict[tuple[object, ...], list[tuple[Target, float | None]]] = {}
-    for target, weight in zip(targets, weights, strict=True):
+    groups: dict[tuple[object, ...], list[tuple[int, Target, float | None]]] = {}
+    for place, (target, weight) in enumerate(zip(targets, weights, strict=True)):
         b, a = target.parameters()
         key = (
             b.device,
-            compute_dtype(b.dtype),
+            b.dtype,
             b.shape,
-            None if a is None else a.shape,
+            None if a is None else (a.dtype, a.shape),
             used_rank(target, rank),
             target.stored_transposed,
             target.start_a is not None,
         )
-        groups.setdefault(key, []).append((target, weight))
+        groups.setdefault(key, []).append((place, target, weight))
     whole = math.sqrt(
         math.fsum(
             float(target.factors.sigma[: used_rank(target, rank)].double().square().sum())
@@ -124,15 +158,15 @@ def build_stacks(
 
 
 def _stack(
-    group: list[tuple[Target, float | None]],
+    group: list[tuple[int, Target, float | None]],
     operator: Operator,
     rank: int | None,
     scaled: bool,
     whole: float,
 ) -> Stack:
     """One group; ``whole`` is the norm of dW's kept part over all modules, for one direction."""
-    targets = [target for target, _ in group]
-    shares = [share for _, share in group if share is not None]
+    targets = [target for _, target, _ in group]
+    shares = [share for _, _, share in group if share is not None]
     first = targets[0]
     weight = first.parameters()[0]
     full = first.adapter is None
@@ -153,13 +187,18 @@ def _stack(
     else:
         weights = operators.eigenvalues(operator, sigma, norm)
     scale = torch.tensor([t.scale if scaled and not full else 1.0 for t in targets], **like)
-    keep = weight.dtype if full else like["dtype"]
-    return Stack(
+    stack = Stack(
         targets,
+        [place for place, _, _ in group],
         Projection(left, right, weights),
         operators.eigenvalues("direction", sigma, norm),
-        scale,
-        [None if t.start_b is None else t.start_b.to(weight.device, keep) for t in targets],
-        [None if t.start_a is None else t.start_a.to(**like) for t in targets],
-        torch.tensor(shares, **like) if shares else None,
+        scale[:, None, None],
+        weights=torch.tensor(shares, **like) if shares else None,
     )
+    starts = [target.start_b for target in targets if target.start_b is not None]
+    if full:
+        stack.start = [start.to(weight.device, weight.dtype) for start in starts]
+    elif starts:
+        stack.start_b = -torch.stack(starts).to(**like)
+        stack.start_a = pile(lambda t: cast(Tensor, t.start_a))
+    return stack

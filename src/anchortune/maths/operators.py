@@ -119,12 +119,29 @@ def _dot(left: Tensor, right: Tensor) -> Tensor:
     return (left * right).sum(dim=(-2, -1))
 
 
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """``left @ right``, computed as its transpose where the result is taller than wide.
+
+    BLAS takes up to six times as long to write many rows of r numbers as r long rows.
+    """
+    if left.shape[-2] > right.shape[-1]:
+        return _t(_t(right) @ _t(left))
+    return left @ right
+
+
+def _less(whole: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """``whole − left @ right`` in one pass, laid out as ``_product`` does."""
+    if left.shape[-2] > right.shape[-1]:
+        return _t(torch.baddbmm(_t(whole), _t(right), _t(left), alpha=-1))
+    return torch.baddbmm(whole, left, right, alpha=-1)
+
+
 def _lifted(b: Tensor, a: Tensor | None, inner: Tensor) -> Gradients:
     """Gradients of ``⟨bᵀ·b, A·Aᵀ⟩`` given ``inner = ∂/∂(b) / 2`` with A held, all through ``b``."""
     if a is None:
         return Gradients(b.square().sum(dim=(-2, -1)), 2 * inner, None)
     gram_b, gram_a = _t(b) @ b, a @ _t(a)
-    return Gradients(_dot(gram_b, gram_a), 2 * inner @ gram_a, 2 * gram_b @ a)
+    return Gradients(_dot(gram_b, gram_a), _product(inner, 2 * gram_a), (2 * gram_b) @ a)
 
 
 def energy(b: Tensor, a: Tensor | None) -> Gradients:
@@ -133,7 +150,12 @@ def energy(b: Tensor, a: Tensor | None) -> Gradients:
 
 
 def one_sided(
-    b: Tensor, a: Tensor | None, projection: Projection, side: Side, free: float = 0.0
+    b: Tensor,
+    a: Tensor | None,
+    projection: Projection,
+    side: Side,
+    free: float = 0.0,
+    projector: bool = False,
 ) -> Gradients:
     """The penalty of ``gram`` and ``subspace``: ``C = U diag(c) Uᵀ`` acts on the left of X.
 
@@ -141,22 +163,26 @@ def one_sided(
     all eigenvalues of C at ``1 − √free``.
 
     With ``E = (I − C)B`` (or ``CB``): value ``⟨EᵀE, AAᵀ⟩``, gradients ``2(I − C)E·AAᵀ`` (or
-    ``2CE·AAᵀ``) and ``2EᵀE·A``. Only ``UᵀB`` (k × r) is ever formed.
+    ``2CE·AAᵀ``) and ``2EᵀE·A``. Only ``UᵀB`` (k × r) is ever formed. Of a ``projector`` all
+    eigenvalues are 1, so that ``(I − C)E = E``.
     """
     left, c = projection.left, projection.weight.unsqueeze(-1)
-    inside = _t(left) @ b
+    inside = _product(_t(left), b)
     if side == "along":
         return _lifted_through(left, c * inside, c, a)
     if free:
         c = c * (1 - math.sqrt(free))
-    outside = b - left @ (c * inside)
-    return _lifted(outside, a, outside - left @ (c * (1 - c) * inside))
+    if projector and not free:
+        outside = _less(b, left, inside)
+        return _lifted(outside, a, outside)
+    outside = _less(b, left, c * inside)
+    return _lifted(outside, a, _less(outside, left, c * (1 - c) * inside))
 
 
 def _lifted_through(left: Tensor, kept: Tensor, c: Tensor, a: Tensor | None) -> Gradients:
     """The along side: E = U·kept has Gram matrix ``keptᵀkept``, so the value needs no d_out."""
     small = _lifted(kept, a, c * kept)
-    return Gradients(small.value, left @ small.b, small.a)
+    return Gradients(small.value, _product(left, small.b), small.a)
 
 
 def two_sided(
@@ -168,13 +194,13 @@ def two_sided(
     ``‖(I − UUᵀ)X‖² + ‖UᵀX(I − VVᵀ)‖²``, so that nothing cancels, and ``free·‖UᵀXV‖²``.
     """
     left, right = projection.left, projection.right
-    inside = _t(left) @ b
+    inside = _product(_t(left), b)
     if a is None:
         core = inside @ right
         if side == "along":
             return Gradients(core.square().sum(dim=(-2, -1)), 2 * left @ core @ _t(right), None)
         kept = core @ _t(right)
-        outside, leak = b - left @ inside, inside - kept
+        outside, leak = _less(b, left, inside), inside - kept
         value = outside.square().sum(dim=(-2, -1)) + leak.square().sum(dim=(-2, -1))
         if free:
             value, leak = value + free * core.square().sum(dim=(-2, -1)), leak + free * kept
@@ -185,30 +211,31 @@ def two_sided(
         gram_core = core_a @ _t(core_a)
         return Gradients(
             _dot(gram_inside, gram_core),
-            2 * left @ (inside @ gram_core),
-            2 * gram_inside @ core_a @ _t(right),
+            _product(left, 2 * inside @ gram_core),
+            (2 * gram_inside @ core_a) @ _t(right),
         )
     kept_a = core_a @ _t(right)
-    outside, leak_a = b - left @ inside, a - kept_a
+    outside, leak_a = _less(b, left, inside), a - kept_a
     gram_outside, gram_a, gram_leak = _t(outside) @ outside, a @ _t(a), leak_a @ _t(leak_a)
     if free:
         gram_leak, leak_a = gram_leak + free * core_a @ _t(core_a), leak_a + free * kept_a
     return Gradients(
         _dot(gram_outside, gram_a) + _dot(gram_inside, gram_leak),
-        2 * (outside @ gram_a + left @ (inside @ gram_leak)),
-        2 * (gram_outside @ a + gram_inside @ leak_a),
+        _less(_product(outside, 2 * gram_a), left, -2 * inside @ gram_leak),
+        (2 * gram_outside) @ a + (2 * gram_inside) @ leak_a,
     )
 
 
 def along(b: Tensor, a: Tensor | None, projection: Projection) -> Gradients:
     """``⟨X, D⟩`` of each update with the unit vector ``D = U diag(weight) Vᵀ``; gradients."""
     left, right = projection.left, projection.right
-    weighted = left * projection.weight.unsqueeze(-2)
+    weight = projection.weight.unsqueeze(-1)
+    inside = weight * _product(_t(left), b)
     if a is None:
-        inside = _t(weighted) @ b
-        return Gradients(_dot(_t(inside), right), weighted @ _t(right), None)
-    gradient_b = weighted @ _t(a @ right)
-    return Gradients(_dot(b, gradient_b), gradient_b, (_t(b) @ weighted) @ _t(right))
+        return Gradients(_dot(_t(inside), right), left @ (weight * _t(right)), None)
+    core_a = weight * _t(a @ right)
+    gradient_b = _product(left, core_a)
+    return Gradients(_dot(b, gradient_b), gradient_b, _t(inside) @ _t(right))
 
 
 def directional(
@@ -271,7 +298,7 @@ def penalty(
             is inside, of which ``off`` alone takes nothing.
     """
     if operator in ("gram", "subspace"):
-        return one_sided(b, a, projection, side, free)
+        return one_sided(b, a, projection, side, free, projector=operator == "subspace")
     if operator == "subspace2":
         return two_sided(b, a, projection, side, free)
     if operator in ("direction", "direction_global"):
@@ -292,7 +319,7 @@ def shares(b: Tensor, a: Tensor | None, left: Tensor, right: Tensor, unit: Tenso
         right: (n, d_in, k).
         unit: singular values of the unit vector D of each module, (n, k).
     """
-    inside = _t(left) @ b
+    inside = _product(_t(left), b)
     if a is None:
         return Shares(
             b.square().sum(dim=(-2, -1)),

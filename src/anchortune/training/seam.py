@@ -162,11 +162,16 @@ class AsftMixin:
                     "model, or a model_init, when the trainer is made and attach after that"
                 )
             state.lam_used = state.schedule.lam
+            moment = None
             if state.schedule.needs_movement:
-                state.schedule.update(state.penalty.movement())
+                moment = state.penalty.moment()
+                state.schedule.update(state.penalty.movement(moment))
             if state.lam_used or state.lam_inside:
                 state.penalty.add_gradient_(
-                    state.lam_used, lam_inside=state.lam_inside, grad_scale=grad_scale(trainer)
+                    state.lam_used,
+                    lam_inside=state.lam_inside,
+                    grad_scale=grad_scale(trainer),
+                    moment=moment,
                 )
             state.fired += 1
         return loss
