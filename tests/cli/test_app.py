@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from anchortune import __version__
+from tests.warm import run_command
 
 COMMANDS: list[tuple[str, ...]] = [
     (),
@@ -37,21 +40,31 @@ HEAVY = {"torch", "numpy", "transformers", "peft", "trl", "datasets", "pandas", 
 CONFIG = "model: {path: m}\ndata: {path: d.jsonl}\noutput: out\n"
 
 
-def run(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """The installed command in a fresh process; its width does not depend on the terminal."""
+#: The width does not depend on the terminal.
+PLAIN = {"COLUMNS": "100", "NO_COLOR": "1"}
+Result = subprocess.CompletedProcess[str]
+
+
+def run(*arguments: str | Path, cwd: Path | None = None) -> Result:
+    """The installed command in a process of its own."""
+    return run_command(*arguments, cwd=cwd, environment=PLAIN)
+
+
+def run_cold(*arguments: str | Path, cwd: Path | None = None) -> Result:
+    """By a fresh interpreter: what the imports say is to be seen too."""
     return subprocess.run(
         [sys.executable, "-c", "from anchortune.cli.app import main; main()", *map(str, arguments)],
         capture_output=True,
         text=True,
         check=False,
         cwd=cwd,
-        env={**os.environ, "COLUMNS": "100", "NO_COLOR": "1"},
+        env={**os.environ, **PLAIN},
     )
 
 
-def mistake(*arguments: str | Path, cwd: Path) -> str:
+def mistake(*arguments: str | Path, cwd: Path, by: Callable[..., Result] = run) -> str:
     """What a mistake says, after checking how it ends: code 2, one line, stdout empty."""
-    result = run(*arguments, cwd=cwd)
+    result = by(*arguments, cwd=cwd)
     assert result.returncode == 2, result.stderr
     assert result.stdout == ""
     assert "Traceback" not in result.stderr
@@ -75,20 +88,35 @@ def test_help_names_every_command() -> None:
     assert all(name in anchor for name in ("build", "inspect", "push"))
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_help_loads_nothing_heavy(command: tuple[str, ...]) -> None:
+@pytest.fixture(scope="module")
+def loaded() -> dict[tuple[str, ...], set[str]]:
+    """What each command's help loads that none before it did, all in one fresh process.
+
+    A module that two of them load is the first one's; stderr holds these lists and nothing else.
+    """
     code = (
-        "import sys\nfrom anchortune.cli.app import app\n"
-        f"app({[*command, '--help']!r}, standalone_mode=False)\nprint(*sys.modules)"
+        "import json, sys\nfrom anchortune.cli.app import app\nseen = set()\n"
+        f"for command in {COMMANDS}:\n"
+        "    app([*command, '--help'], standalone_mode=False)\n"
+        "    print(json.dumps(sorted(set(sys.modules) - seen)), file=sys.stderr)\n"
+        "    seen = set(sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    modules = {name.partition(".")[0] for name in done.stdout.splitlines()[-1].split()}
-    assert "anchortune" in modules
-    assert not modules & HEAVY
+    found = [json.loads(line) for line in done.stderr.splitlines()]
+    tops = [{name.partition(".")[0] for name in names} for names in found]
+    return dict(zip(COMMANDS, tops, strict=True))
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_loads_nothing_heavy(
+    loaded: dict[tuple[str, ...], set[str]], command: tuple[str, ...]
+) -> None:
+    assert "anchortune" in loaded[()]
+    assert not loaded[command] & HEAVY
 
 
 def test_version() -> None:
-    result = run("--version")
+    result = run_cold("--version")
     assert (result.returncode, result.stdout) == (0, f"anchortune {__version__}\n")
 
 
@@ -111,7 +139,7 @@ def test_an_unknown_key_names_the_nearest(tmp_path: Path) -> None:
 
 def test_a_missing_model_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(CONFIG.replace("path: m", "path: ./m"))
-    assert "./m" in mistake("train", "c.yaml", "--dry-run", cwd=tmp_path)
+    assert "./m" in mistake("train", "c.yaml", "--dry-run", cwd=tmp_path, by=run_cold)
     assert not (tmp_path / "out").exists()
 
 
@@ -164,6 +192,6 @@ def test_an_unknown_option_ends_with_two(tmp_path: Path) -> None:
 
 
 def test_no_command_shows_the_help() -> None:
-    result = run()
+    result = run_cold()
     assert result.returncode == 2
     assert "Usage: " in result.stdout + result.stderr
