@@ -121,6 +121,10 @@ def started(path: str, profile: Path) -> Iterator[Browser]:
         yield Browser(commands, replies)
     finally:
         process.terminate()
-        process.wait(timeout=20)
+        try:
+            process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
         os.close(commands)
         os.close(replies)
