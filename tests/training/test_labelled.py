@@ -10,9 +10,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from anchortune.models.load import Numbers
+from anchortune.training import gradient as mean_gradient
 from anchortune.training.batches import Collator
 from anchortune.training.labelled import labelled_positions, takes_labelled_positions
-from anchortune.training.template import IGNORE
+from anchortune.training.template import IGNORE, Encoded
 from tests import tiny
 
 ROWS = [
@@ -58,6 +60,36 @@ def test_a_peft_model_is_asked_through(tmp_path: Path) -> None:
 
     model = get_peft_model(load(tiny.tiny_llama(tmp_path / "m")), LoraConfig(r=2))
     assert takes_labelled_positions(model)
+
+
+def test_a_mean_gradient_asks_for_no_other_logit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu = torch.device("cpu")
+    numbers = Numbers(cpu, torch.float32, torch.float32)
+    model = load(tiny.tiny_llama(tmp_path / "m"))
+    name = "model.layers.0.self_attn.q_proj"
+    rows = [Encoded(row["input_ids"], row["labels"], False) for row in ROWS]
+    seen: list[int] = []
+    model.lm_head.register_forward_hook(lambda _, x, out: seen.append(out.shape[1]))
+
+    def product() -> torch.Tensor:
+        seen.clear()
+        found = mean_gradient.descent(model, Tokens(), numbers, [name], rows, 64)[name]
+        return found.left * found.sigma @ found.right.T
+
+    short = product()
+    assert seen[-1] == 4
+    monkeypatch.setattr(mean_gradient, "takes_labelled_positions", lambda model: False)
+    whole = product()
+    assert seen == [6]
+    torch.testing.assert_close(short, whole, rtol=1e-4, atol=1e-6)
+
+
+class Tokens:
+    """Of a tokenizer, what padding needs."""
+
+    pad_token_id = 0
 
 
 class OwnLoss(torch.nn.Module):

@@ -21,6 +21,7 @@ from anchortune.errors import AnchorError
 from anchortune.maths.factors import Factors
 from anchortune.models.load import Numbers
 from anchortune.training.batches import Collator
+from anchortune.training.labelled import labelled_positions, takes_labelled_positions
 from anchortune.training.template import IGNORE, Encoded
 
 _ROWS = 8
@@ -158,15 +159,21 @@ def _backward(
     collate = Collator(pad)
     learnt = sum(label != IGNORE for row in rows for label in row.labels[1:])
     half = numbers.compute != torch.float32
+    labelled = takes_labelled_positions(model)
     for at in range(0, len(rows), _ROWS):
         chosen = rows[at : at + _ROWS]
         batch = collate([{"input_ids": r.input_ids, "labels": r.labels} for r in chosen])
-        labels = batch.pop("labels").to(device)
+        told = labelled_positions(batch.pop("labels"))
+        inputs = {key: value.to(device) for key, value in batch.items()}
+        kept = told["logits_to_keep"].to(device)
         with torch.autocast(device.type, dtype=numbers.compute, enabled=half):
-            logits = model(**{key: value.to(device) for key, value in batch.items()}).logits
+            if labelled:
+                logits = model(**inputs, logits_to_keep=kept).logits
+            else:
+                logits = model(**inputs).logits[:, kept]
         loss = nn.functional.cross_entropy(
-            logits[:, :-1].flatten(0, 1).float(),
-            labels[:, 1:].flatten(),
+            logits.flatten(0, 1).float(),
+            told["shift_labels"].to(device).flatten(),
             ignore_index=IGNORE,
             reduction="sum",
         )
