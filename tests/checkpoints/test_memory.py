@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from anchortune.anchor.build import AT_ONCE
 from anchortune.maths.factors import EXACT_MIN_DIM
 
 LAYERS = 40
@@ -53,9 +54,9 @@ def write(folder: Path, layers: int, sides: tuple[int, ...], seed: int) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
 
 
-# 1200 is above the exact limit, so that the randomised path is measured; 320 and 200 are below.
+# 1200 is above the exact limit, so that block Lanczos is measured; 320 and 200 are below.
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc/self/status")
-@pytest.mark.parametrize("sides", [(1200,), (320, 200)], ids=["randomised", "exact"])
+@pytest.mark.parametrize("sides", [(1200,), (320, 200)], ids=["lanczos", "exact"])
 def test_peak_does_not_grow_with_the_number_of_layers(
     tmp_path: Path, sides: tuple[int, ...]
 ) -> None:
@@ -71,5 +72,6 @@ def test_peak_does_not_grow_with_the_number_of_layers(
     working = 2 * sides[0] ** 2 * (4 if sides[0] > EXACT_MIN_DIM else 8)
     all_deltas = LAYERS * sum(3 * side**2 * 4 for side in sides)
     factors = 2 * LAYERS * sum(4 * 4 * 5 * side for side in sides)  # the result itself
-    allowed = 2 * working + factors + (4 << 20)
+    # Each of the modules that are worked on at once may meet its peak only in the large checkpoint.
+    allowed = AT_ONCE * working + factors + (4 << 20)
     assert int(result.stdout) < allowed < all_deltas

@@ -69,6 +69,7 @@ class Anchor:
         aligned_revision: str | None = None,
         base_revision: str | None = None,
         token: str | bool | None = None,
+        device: str = "auto",
         progress: Progress | None = None,
     ) -> Anchor:
         """The anchor of ``aligned - base``, streamed by name; no model is built.
@@ -84,12 +85,14 @@ class Anchor:
             aligned_revision: branch, tag or commit of a Hub id.
             base_revision: likewise.
             token: for private or gated repositories.
+            device: where the arithmetic is done: ``cpu``, ``cuda``; ``auto`` takes CUDA where it
+                is there.
             progress: called before each module.
 
         Raises:
             CheckpointError: one side cannot be read safely or lacks what was asked for.
             PairError: the sides do not belong together, or do not differ.
-            AnchorError: ``rank`` or ``energy`` out of range.
+            AnchorError: ``rank`` or ``energy`` out of range, or a device that is not there.
         """
         modules, metadata = build_anchor(
             aligned,
@@ -100,6 +103,7 @@ class Anchor:
             aligned_revision=aligned_revision,
             base_revision=base_revision,
             token=token,
+            device=device,
             progress=progress,
         )
         return cls(modules, metadata)

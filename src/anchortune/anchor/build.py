@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
+import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +20,13 @@ from anchortune.anchor.format import AnchorMetadata, Identity, ModuleInfo, Setti
 from anchortune.checkpoints.adapter import AdapterCheckpoint
 from anchortune.checkpoints.checkpoint import Checkpoint
 from anchortune.checkpoints.names import Targets
-from anchortune.checkpoints.pairs import SAME_FRAC, Delta, Pairing, pair_checkpoints
+from anchortune.checkpoints.pairs import (
+    SAME_FRAC,
+    Delta,
+    ModulePair,
+    Pairing,
+    pair_checkpoints,
+)
 from anchortune.checkpoints.source import open_checkpoint
 from anchortune.errors import AnchorError, PairError
 from anchortune.maths.factors import (
@@ -25,13 +35,17 @@ from anchortune.maths.factors import (
     Rank,
     factorise_dense,
     factorise_product,
-    frobenius_norm,
 )
 
 DEFAULT_RANK = 32
 """How many singular triplets are kept where neither rank nor energy is given."""
 DEFAULT_TARGET_MODULES = ("q_proj", "v_proj")
 """The modules that the paper adapts."""
+
+AT_ONCE = 4
+"""The most modules that are worked on at the same time."""
+_AT_ONCE_BYTES = 768 << 20
+"""What their differences may take together; one module is worked on whatever it takes."""
 
 Progress = Callable[[int, int, str], None]
 """Called with (modules done, modules in all, module) before each module."""
@@ -47,6 +61,7 @@ def build_anchor(
     aligned_revision: str | None = None,
     base_revision: str | None = None,
     token: str | bool | None = None,
+    device: str = "auto",
     progress: Progress | None = None,
 ) -> tuple[dict[str, Factors], AnchorMetadata]:
     """The factors of ``aligned - base`` and what they were made from; see ``Anchor``.
@@ -54,15 +69,16 @@ def build_anchor(
     Raises:
         CheckpointError: one side cannot be read safely or lacks what was asked for.
         PairError: the sides do not belong together, or do not differ.
-        AnchorError: ``rank`` or ``energy`` out of range.
+        AnchorError: ``rank`` or ``energy`` out of range, or a device that is not there.
     """
     limit = _limit(rank, energy)
+    place = pick_place(device)
     pairing = pair_checkpoints(
         open_checkpoint(aligned, revision=aligned_revision, token=token),
         open_checkpoint(base, revision=base_revision, token=token),
         target_modules,
     )
-    modules = _factorise(pairing, limit, energy, progress)
+    modules = _factorise(pairing, limit, energy, place, progress)
     infos = {
         pair.name: ModuleInfo.of(
             modules[pair.name],
@@ -116,22 +132,59 @@ def identity(checkpoint: Checkpoint) -> Identity:
     )
 
 
+def pick_place(device: str) -> torch.device:
+    """Where differences are factorised: ``cpu``, ``cuda``, or what there is (``auto``).
+
+    Raises:
+        AnchorError: another device, or one that is not there.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device != "cpu" and not device.startswith("cuda"):
+        raise AnchorError(
+            f"device {device!r} is not one that anchors are built on: auto, cpu, cuda"
+        )
+    if device != "cpu" and not torch.cuda.is_available():
+        raise AnchorError(f"device {device!r} is not there: torch finds no CUDA; say cpu or auto")
+    return torch.device(device)
+
+
 def _factorise(
-    pairing: Pairing, rank: Rank, energy: float | None, progress: Progress | None
+    pairing: Pairing,
+    rank: Rank,
+    energy: float | None,
+    place: torch.device,
+    progress: Progress | None,
 ) -> dict[str, Factors]:
     modules: dict[str, Factors] = {}
     same: list[str] = []
     total = len(pairing.modules)
-    for done, delta in enumerate(pairing.deltas()):
-        if progress is not None:
-            progress(done, total, delta.pair.name)
-        factors = factorise(delta, rank, energy)
-        if factors is None:
-            same.append(delta.pair.name)
-        else:
-            modules[delta.pair.name] = factors
-        del delta
+    scratch = _Scratch(place)
+
+    def work(pair: ModulePair) -> Factors | None:
+        factors = factorise(pairing.delta(pair, scratch.empty), rank, energy)
         _return_freed_memory()
+        return factors
+
+    workers = at_once(pairing, rank)
+    largest = max(min(pair.shape) for pair in pairing.modules)
+    with (
+        _threads(1 if largest <= EXACT_MIN_DIM else torch.get_num_threads() // workers),
+        _full_precision(),
+        ThreadPoolExecutor(workers, "anchor") as pool,
+    ):
+        results = [pool.submit(work, pair) for pair in pairing.modules]
+        try:
+            for done, (pair, result) in enumerate(zip(pairing.modules, results, strict=True)):
+                if progress is not None:
+                    progress(done, total, pair.name)
+                factors = result.result()
+                if factors is None:
+                    same.append(pair.name)
+                else:
+                    modules[pair.name] = factors
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
     labels = f"{pairing.aligned.label} and {pairing.base.label}"
     if same and not modules:
         raise PairError(
@@ -147,22 +200,62 @@ def _factorise(
     return modules
 
 
+def at_once(pairing: Pairing, rank: Rank) -> int:
+    """How many modules are worked on at the same time.
+
+    One is read and hashed while another is computed, each on few threads: so no core waits, where
+    a product that is spread over all cores, beside a thread that reads, has them wait for it.
+    """
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    largest = max(8 if pair.base_dtype == "F64" else 4 for pair in pairing.modules) * max(
+        math.prod(pair.shape) for pair in pairing.modules
+    )
+    held = largest * (4 if rank == "full" else 1)  # an exact SVD takes some copies
+    return max(1, min(AT_ONCE, cores, len(pairing.modules), _AT_ONCE_BYTES // max(1, held)))
+
+
 def factorise(delta: Delta, rank: Rank, energy: float | None) -> Factors | None:
     """The factors of one difference, or None where there is no difference."""
     if delta.product is not None:
         product = delta.product
         factors = factorise_product(product.left, product.right, product.scale, rank, energy)
         return factors if factors.norm > SAME_FRAC * delta.size else None
-    dense = delta.dense
-    if dense is None or frobenius_norm(dense) <= SAME_FRAC * delta.size:
+    if delta.dense is None or delta.norm is None or delta.norm <= SAME_FRAC * delta.size:
         return None
-    return factorise_matrix(dense, rank, energy)
+    factors = factorise_dense(delta.dense, rank, energy, norm=delta.norm)
+    return factors if delta.dense.device.type == "cpu" else _on_cpu(factors)
+
+
+def _on_cpu(factors: Factors) -> Factors:
+    left, sigma, right = factors.left.cpu(), factors.sigma.cpu(), factors.right.cpu()
+    return Factors(left, sigma, right, factors.norm, factors.tail)
 
 
 def factorise_matrix(dense: Tensor, rank: Rank, energy: float | None = None) -> Factors:
     """``factorise_dense`` on as many threads as pay."""
-    with _few_threads(min(dense.shape)):
+    small = min(dense.shape) <= EXACT_MIN_DIM
+    with _threads(1 if small else torch.get_num_threads()):
         return factorise_dense(dense, rank, energy)
+
+
+class _Scratch(threading.local):
+    """Memory for one difference in each thread, lent again and again.
+
+    Fresh memory costs more than the subtraction: the system clears each page of it.
+    """
+
+    def __init__(self, place: torch.device) -> None:
+        self._place = place
+        self._held: dict[torch.dtype, Tensor] = {}
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        size = math.prod(shape)
+        held = self._held.get(dtype)
+        if held is None or held.numel() < size:
+            self._held.pop(dtype, None)
+            del held
+            held = self._held[dtype] = torch.empty(size, dtype=dtype, device=self._place)
+        return held[:size].view(shape)
 
 
 def _return_freed_memory() -> None:
@@ -176,16 +269,26 @@ def _return_freed_memory() -> None:
 
 
 @contextlib.contextmanager
-def _few_threads(smaller: int) -> Iterator[None]:
-    """One thread for small SVDs: more gain nothing, and on busy cores they spin on each other.
+def _threads(count: int) -> Iterator[None]:
+    """``count`` threads for an operation, at least one; as many as before afterwards.
 
-    Measured on 2 cores that another process kept busy: 576 × 576 in 6.8 s with two threads,
-    0.07 s with one.
+    For small SVDs one: more gain nothing, and on busy cores they spin on each other. Measured on 2
+    cores that another process kept busy: 576 × 576 in 6.8 s with two threads, 0.07 s with one.
     """
-    threads = torch.get_num_threads()
-    if smaller <= EXACT_MIN_DIM:
-        torch.set_num_threads(1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, count))
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def _full_precision() -> Iterator[None]:
+    """Products in float32 as they are, not in TF32, whose error no bound would know of."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before

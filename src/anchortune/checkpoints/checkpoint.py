@@ -5,13 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from anchortune.checkpoints.index import folder_tensors, read_json
-from anchortune.checkpoints.tensor_file import RawTensor, read_tensor
+from anchortune.checkpoints.tensor_file import (
+    RawTensor,
+    TensorInfo,
+    block_rows,
+    read_blocks,
+    read_tensor,
+)
 from anchortune.errors import CheckpointError
 
 CONV1D_FAMILIES = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
@@ -58,6 +67,15 @@ class Checkpoint(ABC):
     def read(self, name: str) -> RawTensor:
         """One tensor; its digest is kept for `content_sha256`."""
 
+    def blocks(self, name: str) -> Iterator[Tensor]:
+        """The same a few rows at a time, `block_rows` of them, each good until the next.
+
+        Its digest is kept once the last was taken. Here the tensor is read whole; a subclass that
+        can do with less memory does.
+        """
+        value = self.read(name).value
+        yield from torch.split(value, block_rows(tuple(value.shape)))
+
     @property
     def families(self) -> frozenset[str]:
         """The model types it may be called by; empty where its config does not say."""
@@ -97,11 +115,24 @@ class FolderCheckpoint(Checkpoint):
         Raises:
             CheckpointError: there is no such tensor, or it is no float.
         """
-        if name not in self._infos:
-            raise CheckpointError(f"{self.label} has no tensor {name!r}")
-        raw = read_tensor(self._infos[name])
+        raw = read_tensor(self._info(name))
         self.digests[name] = raw.digest
         return raw
+
+    def blocks(self, name: str) -> Iterator[Tensor]:
+        """One tensor in its stored dtype, a few rows in memory at a time.
+
+        Raises:
+            CheckpointError: there is no such tensor, or it is no float.
+        """
+        yield from read_blocks(
+            self._info(name), lambda digest: self.digests.__setitem__(name, digest)
+        )
+
+    def _info(self, name: str) -> TensorInfo:
+        if name not in self._infos:
+            raise CheckpointError(f"{self.label} has no tensor {name!r}")
+        return self._infos[name]
 
 
 def read_config(folder: Path) -> dict[str, Any]:

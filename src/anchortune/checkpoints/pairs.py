@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -22,11 +22,14 @@ from anchortune.checkpoints.names import (
     refuse_packed,
     select,
 )
+from anchortune.checkpoints.tensor_file import block_rows
 from anchortune.errors import CheckpointError, PairError
 from anchortune.maths.factors import frobenius_norm
 
 logger = logging.getLogger(__name__)
 
+Empty = Callable[..., Tensor]
+"""Makes a tensor as `torch.empty` does, from a shape and ``dtype=``."""
 SAME_FRAC = 1e-8
 """Below this share of ``‖W‖_F`` a difference is none: the weights are the same."""
 
@@ -52,12 +55,14 @@ class Delta:
         pair: which module.
         size: ``‖W_base‖_F``, to judge by whether ``dW`` is anything.
         dense: ``dW`` in float32 or float64.
+        norm: ``‖dW‖_F`` of a dense one.
         product: ``dW`` as s·B·A.
     """
 
     pair: ModulePair
     size: float
     dense: Tensor | None = None
+    norm: float | None = None
     product: LowRank | None = None
 
 
@@ -71,35 +76,59 @@ class Pairing:
     notes: list[str] = field(default_factory=list)
 
     def deltas(self) -> Iterator[Delta]:
-        """``dW = aligned - base`` of each module in turn.
+        """``dW = aligned - base`` of each module in turn; see `delta`."""
+        for pair in self.modules:
+            yield self.delta(pair)
 
-        The subtraction is in float32, or in float64 where both sides are; one pair of tensors is
-        in memory at a time. The base's tensors are read (and hashed) under an adapter too, so
-        that the anchor says which weights it was made for.
+    def delta(self, pair: ModulePair, empty: Empty = torch.empty) -> Delta:
+        """``dW = aligned - base`` of one module.
+
+        The subtraction is in float32, or in float64 where both sides are. Both tensors are read a
+        few rows at a time, and hashed, subtracted and measured while those are in cache, so that
+        ``dW`` itself is all that is held. The base's tensors are read (and hashed) under an
+        adapter too, so that the anchor says which weights it was made for.
+
+        Args:
+            pair: which module.
+            empty: makes the memory for ``dW`` (called as `torch.empty` is), or lends it; where it
+                lies the arithmetic is done.
 
         Raises:
             PairError: NaN or Inf in a tensor (named).
         """
-        for pair in self.modules:
-            if isinstance(self.aligned, AdapterCheckpoint):
-                size = frobenius_norm(self.base.read(f"{pair.base}.weight").value)
-                product = self.aligned.delta(pair.aligned, pair.transposed)
-                _refuse_not_finite(product.left, self.aligned, f"{pair.aligned} (LoRA)")
-                _refuse_not_finite(product.right, self.aligned, f"{pair.aligned} (LoRA)")
-                yield Delta(pair, size, product=product)
-                continue
-            dtypes = {pair.aligned_dtype, pair.base_dtype}
-            working = torch.float64 if dtypes == {"F64"} else torch.float32
-            delta = self.aligned.read(f"{pair.aligned}.weight").value.to(working)
-            other = self.base.read(f"{pair.base}.weight").value
-            delta -= other
-            if not math.isfinite(frobenius_norm(delta)):  # a norm needs no copy, isfinite does
-                _refuse_not_finite(other, self.base, pair.base)
-                _refuse_not_finite(delta, self.aligned, pair.aligned)
-            size = frobenius_norm(other)
-            del other
-            yield Delta(pair, size, dense=delta)
-            del delta
+        if isinstance(self.aligned, AdapterCheckpoint):
+            blocks = self.base.blocks(f"{pair.base}.weight")
+            size = math.hypot(*(frobenius_norm(block) for block in blocks))
+            product = self.aligned.delta(pair.aligned, pair.transposed)
+            _refuse_not_finite(product.left, self.aligned, f"{pair.aligned} (LoRA)")
+            _refuse_not_finite(product.right, self.aligned, f"{pair.aligned} (LoRA)")
+            return Delta(pair, size, product=product)
+        dtypes = {pair.aligned_dtype, pair.base_dtype}
+        dense = empty(pair.shape, dtype=torch.float64 if dtypes == {"F64"} else torch.float32)
+        size, norm = self._subtract(pair, dense)
+        if not math.isfinite(norm):
+            base, aligned = f"{pair.base}.weight", f"{pair.aligned}.weight"
+            _refuse_not_finite(self.base.read(base).value, self.base, pair.base)
+            _refuse_not_finite(self.aligned.read(aligned).value, self.aligned, pair.aligned)
+            norm = frobenius_norm(dense)  # finite, only too large to be squared in float32
+        return Delta(pair, size, dense=dense, norm=norm)
+
+    def _subtract(self, pair: ModulePair, into: Tensor) -> tuple[float, float]:
+        """Fills ``into`` with ``dW``; gives ``‖W_base‖_F`` and ``‖dW‖_F``."""
+        squares = torch.zeros(2, dtype=torch.float64, device=into.device)
+        blocks = zip(
+            torch.split(into, block_rows(pair.shape)),
+            self.aligned.blocks(f"{pair.aligned}.weight"),
+            self.base.blocks(f"{pair.base}.weight"),
+            strict=True,
+        )
+        for rows, mine, theirs in blocks:
+            other = theirs.to(into.device).to(into.dtype)
+            rows.copy_(mine.to(into.device)).sub_(other)
+            squares[0] += torch.linalg.vecdot(other, other).sum(dtype=torch.float64)
+            squares[1] += torch.linalg.vecdot(rows, rows).sum(dtype=torch.float64)
+        size, norm = squares.sqrt().tolist()
+        return size, norm
 
 
 def _refuse_not_finite(tensor: Tensor, checkpoint: Checkpoint, name: str) -> None:

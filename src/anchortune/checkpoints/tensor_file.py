@@ -1,7 +1,8 @@
 """Safetensors files read by hand: headers validated in full, then one tensor at a time.
 
 Tensors are read into memory of their own rather than mapped, so that a process holds what it is
-working on and nothing else, and so that a file cut short is an error and not a bus fault.
+working on and nothing else, and so that a file cut short is an error and not a bus fault. Large
+ones can be had a few rows at a time, while these are in the processor's cache.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from torch import Tensor
 from anchortune.errors import CheckpointError
 
 _MAX_HEADER_BYTES = 100 << 20
+_BLOCK_ELEMENTS = 1 << 19
 DTYPE_BYTES = {
     **{"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1},
     **{"BOOL": 1, "U16": 2, "U32": 4, "U64": 8, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "C64": 8},
@@ -54,9 +57,18 @@ class RawTensor:
 
 def tensor_digest(name: str, dtype: str, shape: tuple[int, ...], data: Any) -> str:
     """The SHA-256 of one tensor: its name, dtype and shape, then its bytes as stored."""
-    digest = hashlib.sha256(json.dumps([name, dtype, list(shape)]).encode())
+    digest = _begun_digest(name, dtype, shape)
     digest.update(data)
     return digest.hexdigest()
+
+
+def _begun_digest(name: str, dtype: str, shape: tuple[int, ...]) -> hashlib._Hash:
+    return hashlib.sha256(json.dumps([name, dtype, list(shape)]).encode())
+
+
+def block_rows(shape: tuple[int, ...]) -> int:
+    """How many rows of a tensor of this shape, whatever its dtype, are read at a time."""
+    return max(1, _BLOCK_ELEMENTS // max(1, math.prod(shape[1:])))
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -132,13 +144,52 @@ def read_tensor(info: TensorInfo, *, hashed: bool = True) -> RawTensor:
     Raises:
         CheckpointError: the dtype is not F64, F32, F16 or BF16, or the file has changed.
     """
-    if info.dtype not in FLOAT_DTYPES:
-        raise CheckpointError(f"{info.file}: tensor {info.name!r} is {info.dtype}, not a float")
+    _refuse_other_dtypes(info)
     with info.file.open("rb") as stream:
         stream.seek(info.begin)
         data = np.fromfile(stream, dtype=np.uint8, count=info.end - info.begin)
     if data.size != info.end - info.begin:
-        raise CheckpointError(f"{info.file} was cut short while it was read: get it again")
+        raise _cut_short(info)
     digest = tensor_digest(info.name, info.dtype, info.shape, data) if hashed else ""
     value = torch.from_numpy(data).view(FLOAT_DTYPES[info.dtype]).reshape(info.shape)
     return RawTensor(value, digest)
+
+
+def read_blocks(info: TensorInfo, on_digest: Callable[[str], None]) -> Iterator[Tensor]:
+    """One floating-point tensor, `block_rows` rows at a time.
+
+    A block is hashed and given out while it is in cache; it lies in memory that the next block
+    overwrites. ``on_digest`` gets the digest of the whole once the last block was taken.
+
+    Raises:
+        CheckpointError: as in `read_tensor`.
+    """
+    _refuse_other_dtypes(info)
+    digest = _begun_digest(info.name, info.dtype, info.shape)
+    row = math.prod(info.shape[1:]) * DTYPE_BYTES[info.dtype]
+    rows, left = block_rows(info.shape), info.shape[0]
+    memory = torch.empty(min(rows, left) * row, dtype=torch.uint8)
+    with info.file.open("rb", buffering=0) as stream:
+        stream.seek(info.begin)
+        while left > 0:
+            rows = min(rows, left)
+            block = memory[: rows * row]
+            data, filled = block.numpy().data, 0
+            while filled < len(data):
+                got = stream.readinto(data[filled:])
+                if not got:
+                    raise _cut_short(info)
+                filled += got
+            digest.update(data)
+            left -= rows
+            yield block.view(FLOAT_DTYPES[info.dtype]).view(rows, *info.shape[1:])
+    on_digest(digest.hexdigest())
+
+
+def _refuse_other_dtypes(info: TensorInfo) -> None:
+    if info.dtype not in FLOAT_DTYPES:
+        raise CheckpointError(f"{info.file}: tensor {info.name!r} is {info.dtype}, not a float")
+
+
+def _cut_short(info: TensorInfo) -> CheckpointError:
+    return CheckpointError(f"{info.file} was cut short while it was read: get it again")

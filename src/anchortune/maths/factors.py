@@ -9,14 +9,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-EXACT_MIN_DIM = 1024
+from anchortune.maths.lanczos import OVERSAMPLE, Triplets, leading_triplets
+
+EXACT_MIN_DIM = 512
 """Up to this smaller side a dense difference goes through an exact SVD in float64."""
 ZERO_FRAC = 1e-6
 """Singular values below this share of the largest are rounding noise, and are dropped."""
 
-_OVERSAMPLE = 16
-_MAX_POWER_STEPS = 24
-_SETTLED_FRAC = 1e-6
+_ROUNDING_FRAC = 2.0**-23
 Rank = int | Literal["full"] | None
 
 
@@ -50,36 +50,42 @@ class Factors:
 
 
 def factorise_dense(
-    delta: Tensor, rank: Rank = None, energy: float | None = None, *, seed: int = 0
+    delta: Tensor,
+    rank: Rank = None,
+    energy: float | None = None,
+    *,
+    norm: float | None = None,
+    seed: int = 0,
 ) -> Factors:
     """The factors of a dense difference at a rank, at a share of its energy, or in full.
 
     With both ``rank`` and ``energy``: the fewest triplets that reach the share, at most ``rank``.
-    Where the smaller side is at most `EXACT_MIN_DIM`, or every triplet is asked for, the SVD is
-    exact (float64, or float32 for larger matrices). Otherwise a randomised range finder with
-    power iterations is run until what it catches has settled, and grown until the share is met;
-    its error is measured, not assumed (see ``tail`` in `_randomised`).
+    Where the smaller side is at most `EXACT_MIN_DIM`, or a third of all triplets or more is asked
+    for, the SVD is exact (float64, or float32 for larger matrices). Otherwise block Lanczos is run
+    until it has settled, and until the share is met; its error is measured, not assumed (see
+    ``tail`` in `_truncated`).
 
     Args:
         delta: ``dW``, shape (d_out, d_in), float32 or float64, finite; left unchanged.
         rank: how many triplets to keep at most; ``None`` or ``"full"`` keeps all.
         energy: the share of ``‖dW‖_F²`` to keep, in (0, 1]; ``None`` sets no such limit.
+        norm: ``‖dW‖_F``, where it is known already.
         seed: of the random sketch; the same seed gives the same factors.
 
     Raises:
         ValueError: ``rank`` below 1 or ``energy`` outside (0, 1].
     """
     limit = _limit(rank, energy, min(delta.shape))
-    norm = frobenius_norm(delta)
+    if norm is None:
+        norm = frobenius_norm(delta)
     smaller = min(delta.shape)
     if smaller <= EXACT_MIN_DIM:
         return _trim(*_svd(delta.double()), norm, limit, energy)
-    sketch = limit if energy is None else min(limit, 64)
-    while sketch + _OVERSAMPLE < smaller / 3:
-        factors = _randomised(delta.float(), norm, sketch, limit, energy, seed)
-        if energy is None or factors.rank >= limit or _kept(factors) >= energy:
-            return factors
-        sketch *= 2
+    if energy is not None or limit + OVERSAMPLE < smaller / 3:
+        target = math.inf if energy is None else energy * norm**2
+        found = leading_triplets(delta.float(), limit, target=target, most=smaller // 2, seed=seed)
+        if found is not None:
+            return _truncated(found, norm, limit, energy)
     return _trim(*_svd(delta), norm, limit, energy)
 
 
@@ -167,44 +173,22 @@ def _trim(
     )
 
 
-def _randomised(
-    delta: Tensor, norm: float, sketch: int, limit: int, energy: float | None, seed: int
-) -> Factors:
-    """The leading triplets by subspace iteration on a random sketch, with a measured error.
+def _truncated(found: Triplets, norm: float, limit: int, energy: float | None) -> Factors:
+    """The kept part of triplets with ``dW V_k = U_k Σ_k``, and a bound on what they leave out.
 
-    With ``P = U_k U_kᵀ`` and ``R = (I - P) dW`` the residual energy ``‖R‖_F² = ‖dW‖² - Σσ²``
-    bounds every singular value left out. The found subspace is only nearly invariant, so
-    ``dW dWᵀ`` differs from its kept part by ``‖R Rᵀ‖`` and by the coupling
-    ``X = (I - P) dW dWᵀ U_k`` too; ``tail² = ‖R‖_F² + ‖X‖_F`` covers both, so that
-    ``‖C - C_k‖ <= tail² / ‖dW‖_F`` holds for ``gram`` here as it does for an exact SVD.
+    So ``R = dW - U_k Σ_k V_kᵀ = dW (I - V_k V_kᵀ)``, its energy is ``‖R‖_F² = ‖dW‖² - Σσ²``, and
+    ``dW dWᵀ - U_k Σ_k² U_kᵀ`` is ``R Rᵀ`` and nothing else, converged or not. So ``tail = ‖R‖_F``
+    bounds every singular value left out and ``‖C - C_k‖ <= tail² / ‖dW‖_F`` holds for ``gram``
+    here as it does for an exact SVD. What float32 rounds away of ``‖dW‖²`` is counted as left out.
     """
-    generator = torch.Generator().manual_seed(seed)
-    width = sketch + _OVERSAMPLE
-    probe = torch.randn(delta.shape[1], width, generator=generator).to(delta.device)
-    basis, _ = torch.linalg.qr(delta @ probe)
-    caught = 0.0
-    for _ in range(_MAX_POWER_STEPS):
-        half, _ = torch.linalg.qr(delta.T @ basis)
-        image = delta @ half
-        basis, _ = torch.linalg.qr(image)
-        energy_now = float(torch.linalg.vector_norm(image, dtype=torch.float64)) ** 2
-        settled = energy_now - caught <= _SETTLED_FRAC * norm**2
-        caught = energy_now
-        if settled:
-            break
-    v, sigma, small = torch.linalg.svd((delta.T @ basis).double(), full_matrices=False)
-    keep = _count(sigma, norm, min(limit, sketch), energy)
-    left = (basis.double() @ small.T[:, :keep]).float()
-    coupling = delta @ (v[:, :keep] * sigma[:keep]).float()
-    coupling -= left @ (left.T @ coupling)
-    residual = max(norm**2 - float(sigma[:keep].square().sum()), 0.0)
-    bound = residual + float(torch.linalg.vector_norm(coupling, dtype=torch.float64))
+    keep = _count(found.sigma, norm, limit, energy)
+    residual = max(norm**2 - float(found.sigma[:keep].square().sum()), 0.0)
     return Factors(
-        left=left.contiguous(),
-        sigma=sigma[:keep].float(),
-        right=v[:, :keep].float().contiguous(),
+        left=found.left[:, :keep].float().contiguous(),
+        sigma=found.sigma[:keep].float(),
+        right=found.right[:, :keep].float().contiguous(),
         norm=norm,
-        tail=math.sqrt(bound),
+        tail=math.sqrt(residual + _ROUNDING_FRAC * norm**2),
     )
 
 
