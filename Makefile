@@ -13,7 +13,7 @@ align-quickstart: $(STAMP)  ## makes the alignment adapter that the quickstart s
 	$(BIN)/python examples/quickstart/align.py
 
 test: $(STAMP)  ## the fast tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n auto --dist loadfile --no-loadscope-reorder
 
 full: $(STAMP)  ## every test, the slow ones with the real model included
 	$(BIN)/python -m pytest -m "not gpu"
