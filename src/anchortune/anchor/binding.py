@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from torch import Tensor, nn
 
 from anchortune.errors import AnchorError
 from anchortune.maths.factors import Factors
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "module")
 """Name components that wrappers (compile, FSDP, activation checkpointing, DDP) put in the way."""
@@ -178,10 +181,18 @@ def _lora_target(
         notes.append(f"{name}: DoRA; s·B·A is penalised, its magnitude vector is not")
     scale = float(cast(Mapping[str, float], layer.scaling)[adapter])
     start: tuple[Tensor | None, Tensor | None] = (None, None)
-    if bool(b.detach().ne(0).any()) and bool(a.detach().ne(0).any()):
+    if _away_from_zero(b) and _away_from_zero(a):
         # PiSSA, OLoRA and a resumed adapter start away from 0: the update is s(BA − B₀A₀).
         start = (b.detach().clone(), a.detach().clone())
     return Target(name, layer, adapter, scale, factors, transposed, *start)
+
+
+def _away_from_zero(weight: Tensor) -> bool:
+    found = weight.detach().ne(0).sum()
+    # Of a DTensor (FSDP2) a process may hold nothing, and all have to agree.
+    return bool(
+        cast("DTensor", found).full_tensor() if type(found).__name__ == "DTensor" else found
+    )
 
 
 def _refuse_variants(name: str, layer: nn.Module, adapter: str) -> None:

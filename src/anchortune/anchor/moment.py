@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from anchortune.anchor.stacks import Pair, Stack, parameters_of
 from anchortune.maths import operators
-from anchortune.maths.operators import Gradients, Operator, Side
+from anchortune.maths.operators import Gradients, Operator, Shares, Side
 
 
 class Moment:
@@ -71,11 +71,7 @@ class Moment:
         """
         rows = []
         with self._no_autocast():
-            for stack, (b, a), result in zip(
-                self._stacks, self._updates, self._results(side, 0.0), strict=True
-            ):
-                left, right, _ = stack.projection
-                part = operators.shares(b, a, left, right, stack.unit)
+            for result, part in zip(self._results(side, 0.0), self._shares(), strict=True):
                 along = part.along.sign() * part.along.square()
                 forwards, backwards = along.clamp(min=0), (-along).clamp(min=0)
                 numbers = (result.value, part.energy, part.inside, forwards, backwards)
@@ -89,20 +85,33 @@ class Moment:
     def _results(self, side: Side, free: float) -> list[Gradients]:
         if (side, free) not in self._found:
             with self._no_autocast():
-                self._found[side, free] = [
-                    operators.penalty(
-                        self._operator, side, b, a, stack.projection, self._total_on(b), free
-                    )
-                    for stack, (b, a) in zip(self._stacks, self._updates, strict=True)
-                ]
+                self._found[side, free] = self._computed(side, free)
         return self._found[side, free]
+
+    def _computed(self, side: Side, free: float) -> list[Gradients]:
+        return [
+            operators.penalty(self._operator, side, b, a, stack.projection, self._total_on(b), free)
+            for stack, (b, a) in zip(self._stacks, self._updates, strict=True)
+        ]
+
+    def _shares(self) -> list[Shares]:
+        return [
+            operators.shares(b, a, stack.projection.left, stack.projection.right, stack.unit)
+            for stack, (b, a) in zip(self._stacks, self._updates, strict=True)
+        ]
+
+    def _alongs(self) -> list[Gradients]:
+        return [
+            operators.along(b, a, stack.projection)
+            for stack, (b, a) in zip(self._stacks, self._updates, strict=True)
+        ]
 
     def _total_along(self) -> Tensor | None:
         if self._operator != "direction_global":
             return None
         total = self._stacks[0].scale.new_zeros(())
-        for stack, (b, a) in zip(self._stacks, self._updates, strict=True):
-            here = operators.along(b, a, stack.projection).value.sum()
+        for found in self._alongs():
+            here = found.value.sum()
             total = total + here.to(total.device, total.dtype)
         return total
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,13 @@ from torch import Tensor, nn
 from anchortune.anchor.asked import check_anchor, check_inside, check_rank, check_settings
 from anchortune.anchor.binding import Coverage, cover, renewed
 from anchortune.anchor.moment import Moment
-from anchortune.anchor.stacks import Stack, build_stacks, refuse_sharded, used_rank
+from anchortune.anchor.stacks import Stack, build_stacks, is_dtensor, is_sharded, used_rank
+from anchortune.errors import AnchorError
 from anchortune.maths.operators import LayerWeights, Operator, Side
 
 if TYPE_CHECKING:
     from anchortune.anchor.anchor import Anchor
+    from anchortune.anchor.sharded import Shards
     from anchortune.maths.factors import Factors
 
 DEFAULT_OPERATOR: Operator = "subspace"
@@ -82,7 +84,8 @@ class Penalty:
         self.layer_weights: LayerWeights = layer_weights
         self.coverage = coverage
         self._stacks: list[Stack] = []
-        self._built_for: list[tuple[torch.device, torch.dtype]] = []
+        self._built_for: list[tuple[torch.device, torch.dtype, type]] = []
+        self._shards: Shards | None = None
         self._start_sha256: str | None = None
 
     @torch.no_grad()
@@ -112,14 +115,31 @@ class Penalty:
     def moment(self) -> Moment:
         """The update as it is now, for ``movement`` and ``add_gradient_`` to share."""
         pairs = [target.parameters() for target in self.coverage.targets]
-        now = [(b.device, b.dtype) for b, _ in pairs]
-        if now != self._built_for:  # the model has moved to another device or dtype
-            refuse_sharded(pairs)
-            self._stacks = build_stacks(
-                self.coverage.targets, self.operator, self.rank, self.scaled, self.layer_weights
-            )
+        now = [(b.device, b.dtype, type(b)) for b, _ in pairs]
+        if now != self._built_for:  # the model has moved to another device or dtype, or to shards
+            self._build(is_sharded(pairs))
             self._built_for = now
-        return Moment(self.operator, self._stacks, pairs)
+        if self._shards is None:
+            return Moment(self.operator, self._stacks, pairs)
+        return self._shards.moment(self.operator, pairs)
+
+    def _build(self, sharded: bool) -> None:
+        targets = self.coverage.targets
+        settings = (self.operator, self.rank, self.scaled, self.layer_weights)
+        if sharded:
+            from anchortune.anchor.sharded import Shards
+
+            if any(target.start_b is not None for target in targets):
+                self.start_fingerprint()  # while what it needs may still be whole
+            self._shards = Shards(targets, *settings)
+            targets[:], self._stacks = self._shards.targets, self._shards.stacks
+        elif self._shards is not None or any(is_dtensor(t.start_b) for t in targets):
+            raise AnchorError(
+                "the model's sharded weights are gathered at the moment: call the penalty before "
+                "the forward pass or after backward"
+            )
+        else:
+            self._stacks = build_stacks(targets, *settings)
 
     @torch.no_grad()
     def add_gradient_(
@@ -182,7 +202,10 @@ class Penalty:
         value, energy, inside, forwards, backwards = map(
             math.fsum, zip(*moment.sums(self.side), strict=True)
         )
-        loose = math.fsum(parameter.moved() for parameter in self.coverage.loose)
+        if self._shards is None:
+            loose = math.fsum(parameter.moved() for parameter in self.coverage.loose)
+        else:
+            loose = self._shards.moved(self.coverage.loose)
         if energy == 0:
             return Movement(0.0, 0.0, 0.0, 0.0, 0.0, loose)
         value, inside, forwards, backwards = (
@@ -242,6 +265,8 @@ class Penalty:
                         digest.update(b"zero\n")
                     else:
                         digest.update(f"{start.dtype} {tuple(start.shape)}\n".encode())
+                        if is_dtensor(start):  # one at a time, and once
+                            start = cast(Any, start).full_tensor()
                         plain = start.detach().cpu().contiguous().flatten()
                         digest.update(plain.view(torch.uint8).numpy().data)
             self._start_sha256 = digest.hexdigest()

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from anchortune.anchor.binding import Target
-from anchortune.errors import AnchorError
 from anchortune.maths import operators
 from anchortune.maths.operators import LayerWeights, Operator, Projection
 
@@ -92,17 +91,14 @@ def parameters_of(pairs: list[Pair]) -> list[nn.Parameter]:
     return [b for b, _ in pairs] + [a for _, a in pairs if a is not None]
 
 
-def refuse_sharded(pairs: list[Pair]) -> None:
-    """Refuses parameters of which this process holds a part alone.
+def is_sharded(pairs: list[Pair]) -> bool:
+    """Whether parameters are DTensors, of which this process may hold a part alone."""
+    return any(is_dtensor(p) for pair in pairs for p in pair)
 
-    Raises:
-        AnchorError: one is a DTensor.
-    """
-    if any(type(weight.data).__name__ == "DTensor" for weight, _ in pairs):
-        raise AnchorError(
-            "the model's parameters are sharded (DTensor), which the penalty does not support: "
-            "train with DDP or on one device"
-        )
+
+def is_dtensor(tensor: Tensor | None) -> bool:
+    """Whether it is a DTensor, without importing their package."""
+    return type(tensor).__name__ == "DTensor"
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
