@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="Build an anchor, from two checkpoints or harmful data; look into it, share it.",
     no_args_is_help=True,
+    rich_markup_mode=None,  # as in app.py
 )
 
 AnchorFile = Annotated[Path, typer.Argument(metavar="FILE", help="An anchor file.")]

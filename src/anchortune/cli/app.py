@@ -30,6 +30,7 @@ app = typer.Typer(
     help="Fine-tune an aligned LLM without losing its safety.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # Rich takes as long to load as all the rest of --help
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(train)

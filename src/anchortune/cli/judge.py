@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="Judge old answers again; measure a judge against labelled answers.",
     no_args_is_help=True,
+    rich_markup_mode=None,  # as in app.py
 )
 
 Device = Annotated[str, typer.Option(help="Where it computes: auto, cpu, cuda or mps.")]
