@@ -127,7 +127,12 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
             raise SystemExit(f"{work} holds a job of other settings; give another --work")
         return settings
     work.mkdir(parents=True, exist_ok=True)
-    (make_tiny_pair if args.smoke else make_pair)(work)
+    if args.smoke:
+        make_tiny_pair(work)
+    else:  # in a process of its own: a child's peak memory begins with what its parent holds
+        subprocess.run(
+            [sys.executable, __file__, "--stage", "pair", "--work", str(work)], cwd=ROOT, check=True
+        )
     rows = {
         "train": lines_of("task_train")[:360] + lines_of("poison")[:40],
         "harmful": lines_of("harmful_test", "harmful_dev")[: args.prompts],
@@ -329,6 +334,9 @@ def compare(work: Path) -> dict[str, Any]:
 def main() -> None:
     """Runs what is not done, prints the ratios, writes the file."""
     args = parse()
+    if args.stage == "pair":
+        make_pair(args.work)
+        return
     if args.stage:
         settings = json.loads((args.work / "settings.json").read_text(encoding="utf-8"))
         perform(args.stage, settings, args.work)
