@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any Hugging Face import
 os.environ["HF_DATASETS_OFFLINE"] = "1"
@@ -23,15 +24,21 @@ settings.register_profile("tests", deadline=None, suppress_health_check=[HealthC
 settings.load_profile("tests")
 
 
-def pytest_collection_finish() -> None:
-    """What the imports left is taken out of the garbage collector's sight.
+_frozen = 0
 
-    It is a million objects that nobody frees, and the collector would look at each of them in
-    every collection: accelerate asks for a whole one after every training, at a third of a tiny
-    training's time.
+
+def pytest_runtest_setup() -> None:
+    """What imports have left is taken out of the garbage collector's sight.
+
+    It is a million objects that nobody frees, and the collector would look at each of them in every
+    collection: accelerate asks for a whole one after every training, and an evaluation for one
+    after every model, which is a third of the time that a tiny one takes.
     """
-    gc.collect()
-    gc.freeze()
+    global _frozen
+    if len(sys.modules) > _frozen + 50:
+        gc.collect()
+        gc.freeze()
+        _frozen = len(sys.modules)
 
 
 @pytest.fixture(autouse=True)
