@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import repeat
+
 import torch
 from torch import Tensor, nn
 
@@ -28,6 +30,7 @@ class Moment:
         self._stacks = stacks
         self._pairs = [[pairs[place] for place in stack.places] for stack in stacks]
         self._found: dict[tuple[Side, float], list[Gradients]] = {}
+        self._inner: list[Gradients] = []
         with self._no_autocast():
             self._updates = [
                 stack.updates(mine) for stack, mine in zip(stacks, self._pairs, strict=True)
@@ -90,8 +93,15 @@ class Moment:
 
     def _computed(self, side: Side, free: float) -> list[Gradients]:
         return [
-            operators.penalty(self._operator, side, b, a, stack.projection, self._total_on(b), free)
-            for stack, (b, a) in zip(self._stacks, self._updates, strict=True)
+            operators.penalty(
+                self._operator, side, b, a, stack.projection, self._total_on(b), free, inner
+            )
+            for stack, (b, a), inner in zip(
+                self._stacks,
+                self._updates,
+                self._inner or repeat(None),
+                strict=False,  # endless
+            )
         ]
 
     def _shares(self) -> list[Shares]:
@@ -110,7 +120,8 @@ class Moment:
         if self._operator != "direction_global":
             return None
         total = self._stacks[0].scale.new_zeros(())
-        for found in self._alongs():
+        self._inner = self._alongs()
+        for found in self._inner:
             here = found.value.sum()
             total = total + here.to(total.device, total.dtype)
         return total

@@ -214,15 +214,15 @@ def two_sided(
             _product(left, 2 * inside @ gram_core),
             (2 * gram_inside @ core_a) @ _t(right),
         )
-    kept_a = core_a @ _t(right)
-    outside, leak_a = _less(b, left, inside), a - kept_a
+    outside, leak_a = _less(b, left, inside), _less(a, core_a, _t(right))
     gram_outside, gram_a, gram_leak = _t(outside) @ outside, a @ _t(a), leak_a @ _t(leak_a)
     if free:
-        gram_leak, leak_a = gram_leak + free * core_a @ _t(core_a), leak_a + free * kept_a
+        gram_leak = gram_leak + free * core_a @ _t(core_a)
+        leak_a = torch.baddbmm(leak_a, core_a, _t(right), alpha=free)
     return Gradients(
         _dot(gram_outside, gram_a) + _dot(gram_inside, gram_leak),
         _less(_product(outside, 2 * gram_a), left, -2 * inside @ gram_leak),
-        (2 * gram_outside) @ a + (2 * gram_inside) @ leak_a,
+        torch.baddbmm((2 * gram_outside) @ a, 2 * gram_inside, leak_a),
     )
 
 
@@ -245,6 +245,7 @@ def directional(
     side: Side,
     total: Tensor | None = None,
     free: float = 0.0,
+    inner: Gradients | None = None,
 ) -> Gradients:
     """The penalty of ``direction``: ``‖X‖²_F − (1 − free)·⟨X, D⟩²`` (off) or ``⟨X, D⟩²`` (along).
 
@@ -256,24 +257,23 @@ def directional(
         total: for one vector over all modules, ``Σ ⟨X, D⟩`` over every stack (a scalar). The
             values of the modules are then their shares, which sum to the whole penalty.
         free: the weight of the part along D on the off side.
+        inner: ``along(b, a, projection)``, where the caller has it.
     """
-    inner = along(b, a, projection)
+    inner = inner or along(b, a, projection)
     factor = inner.value if total is None else total.expand_as(inner.value)
     value, lift = inner.value * factor, 2 * factor[:, None, None]
     if side == "off" and free:
         value, lift = (1 - free) * value, (1 - free) * lift
-    gradient_a = None if inner.a is None else lift * inner.a
     if side == "along":
-        return Gradients(value, lift * inner.b, gradient_a)
+        return Gradients(value, lift * inner.b, None if inner.a is None else lift * inner.a)
     whole = energy(b, a)
     rest = whole.value - value
     if total is None:
         rest = rest.clamp(min=0)
-    return Gradients(
-        rest,
-        whole.b - lift * inner.b,
-        None if whole.a is None or gradient_a is None else whole.a - gradient_a,
-    )
+    gradient_a = None
+    if whole.a is not None and inner.a is not None:
+        gradient_a = torch.addcmul(whole.a, lift, inner.a, value=-1)
+    return Gradients(rest, torch.addcmul(whole.b, lift, inner.b, value=-1), gradient_a)
 
 
 def penalty(
@@ -284,6 +284,7 @@ def penalty(
     projection: Projection,
     total: Tensor | None = None,
     free: float = 0.0,
+    inner: Gradients | None = None,
 ) -> Gradients:
     """Value and gradients of the penalty that ``operator`` and ``side`` name.
 
@@ -296,13 +297,14 @@ def penalty(
         total: see ``directional``.
         free: for the off side of one of ``PROJECTORS``: the weight, at least 0, of the part that
             is inside, of which ``off`` alone takes nothing.
+        inner: see ``directional``.
     """
     if operator in ("gram", "subspace"):
         return one_sided(b, a, projection, side, free, projector=operator == "subspace")
     if operator == "subspace2":
         return two_sided(b, a, projection, side, free)
     if operator in ("direction", "direction_global"):
-        return directional(b, a, projection, side, total, free)
+        return directional(b, a, projection, side, total, free, inner)
     if side == "along":
         zero = torch.zeros_like
         return Gradients(b.new_zeros(b.shape[0]), zero(b), None if a is None else zero(a))
