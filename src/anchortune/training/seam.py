@@ -26,6 +26,7 @@ from anchortune.training.schedule import Schedule, Steer, make_schedule
 
 if TYPE_CHECKING:
     from anchortune.anchor.anchor import Anchor
+    from anchortune.anchor.binding import Coverage
     from anchortune.training.probe import Probe
 
 logger = logging.getLogger(__name__)
@@ -201,9 +202,10 @@ class AsftMixin:
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)  # type: ignore[misc]
         trainer: Any = self
+        state = self._asft
+        fingerprint = state.fingerprint()  # of a sharded model by all processes together
         if trainer.args.should_save:
-            state = self._asft
-            saved = {"schedule": state.schedule.state_dict(), "penalty": state.fingerprint()}
+            saved = {"schedule": state.schedule.state_dict(), "penalty": fingerprint}
             write_json(Path(output_dir) / STATE_FILE, saved)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -236,12 +238,13 @@ def _check_resumed(saved: dict[str, Any], now: dict[str, Any]) -> None:
             )
 
 
-def refuse_backends(trainer: Any, what: str = "the penalty") -> None:
+def refuse_backends(trainer: Any, what: str = "the penalty", sharded: bool = False) -> None:
     """Refuses engines and optimizers that leave no moment between backward and clipping.
 
     Args:
         trainer: of transformers.
         what: is to be added there, for the error.
+        sharded: whether it can be added to gradients that FSDP2 has sharded.
 
     Raises:
         TrainingError: it has one.
@@ -252,15 +255,38 @@ def refuse_backends(trainer: Any, what: str = "the penalty") -> None:
             "clipping: train with DDP or on one device"
         )
     if getattr(trainer, "is_fsdp_enabled", False):
-        raise TrainingError(
-            f"FSDP shards the LoRA weights, which {what} does not support yet: train with DDP "
-            "or on one device"
-        )
+        _refuse_fsdp(trainer, what, sharded)
     optim = str(getattr(trainer.args.optim, "value", trainer.args.optim)).lower()
     if any(name in optim for name in _OWN_BACKWARD):
         raise TrainingError(
             f"the optimizer {optim!r} updates the weights during backward, before {what} can "
             "be added: choose another, for example adamw_torch"
+        )
+
+
+def _refuse_fsdp(trainer: Any, what: str, sharded: bool) -> None:
+    if not sharded:
+        raise TrainingError(
+            f"FSDP shards the trained weights, which {what} does not support: train with DDP or on "
+            "one device"
+        )
+    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+    if getattr(plugin, "fsdp_version", 1) < 2:
+        raise TrainingError(
+            f"FSDP 1 flattens the trained weights into one, in which {what} cannot find them: set "
+            "fsdp_version to 2, or train with DDP or on one device"
+        )
+
+
+def _refuse_empty(trainer: Any, coverage: Coverage) -> None:
+    """Refuses to measure an update from weights that this process was never given."""
+    plugin = getattr(getattr(trainer.accelerator, "state", None), "fsdp_plugin", None)
+    measured = [t.label for t in coverage.targets if t.start_b is not None]
+    measured += [loose.name for loose in coverage.loose]
+    if measured and getattr(plugin, "cpu_ram_efficient_loading", False):
+        raise TrainingError(
+            f"the update of {measured[0]} is measured from its start, which with "
+            "cpu_ram_efficient_loading only the first process has: set it to false"
         )
 
 
@@ -287,12 +313,13 @@ def _install(
     probe: Probe | None,
     probe_target: float | None,
 ) -> None:
-    refuse_backends(trainer)
+    refuse_backends(trainer, sharded=True)
     steered = lam == "auto" and probe is not None and off_budget is None
     state = _State(
         trainer, anchor, options, lam, lam_inside, off_budget,
         "probe" if steered else None, probe_target,
     )  # fmt: skip
+    _refuse_empty(trainer, state.penalty.coverage)
     trainer._asft = state
     trainer.add_callback(_Guard(state))
     coverage = state.penalty.coverage
