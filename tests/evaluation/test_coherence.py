@@ -159,9 +159,10 @@ def test_the_threshold_lies_under_the_references_own_answers() -> None:
         unlikely_below([None])
 
 
+@pytest.mark.parametrize("head", ["", "Tell me what this is: "])  # the second is run once
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 def test_likelihoods_are_those_of_one_exchange_at_a_time(
-    llama_aligned: Path, batch_size: int
+    llama_aligned: Path, batch_size: int, head: str
 ) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -175,9 +176,18 @@ def test_likelihoods_are_those_of_one_exchange_at_a_time(
         Exchange("Count", "one two three four five six seven"),
         Exchange("Ä", "ö"),
     ]
+    exchanges = [Exchange(head + exchange.prompt, exchange.answer) for exchange in exchanges]
     done: list[int] = []
+    sizes: list[tuple[int, int]] = []
+    hook = model.register_forward_pre_hook(
+        lambda _, __, given: sizes.append(tuple(given["input_ids"].shape)), with_kwargs=True
+    )
     found = likelihoods(model, tokenizer, exchanges, batch_size, on_done=done.append)
+    hook.remove()
     assert model.training
+    if head and batch_size == 8:
+        assert [rows for rows, _ in sizes] == [1, 4]
+        assert sizes[0][1] >= len(head)
     assert done[-1] == 4
     model.eval()
     for exchange, value in zip(exchanges, found, strict=True):

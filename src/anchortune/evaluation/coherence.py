@@ -7,6 +7,7 @@ thresholds are lenient, so that what is flagged is broken; beside each is what i
 
 from __future__ import annotations
 
+import inspect
 import re
 import unicodedata
 import zlib
@@ -118,14 +119,16 @@ def likelihoods(
     model: Any,
     tokenizer: Any,
     exchanges: Sequence[Exchange],
-    batch_size: int = 4,
+    batch_size: int = 8,
     *,
     max_answer_tokens: int = 256,
     on_done: Callable[[int], None] | None = None,
 ) -> list[float | None]:
     """Mean log-likelihood per token (nats) of each answer given its prompt; None of an empty one.
 
-    The prompt goes through the model's chat template; only the answer's tokens count.
+    The prompt goes through the model's chat template; only the answer's tokens count. What the
+    prompts of a batch begin with alike is run once, and where the model can leave them out, no
+    logits of prompts are computed.
 
     Args:
         model: a causal language model of transformers: the aligned one.
@@ -137,6 +140,7 @@ def likelihoods(
     """
     import torch
 
+    from anchortune.evaluation.decode import Row, begin
     from anchortune.evaluation.generate import render_prompt
 
     pairs: list[tuple[list[int], list[int]]] = []
@@ -150,11 +154,14 @@ def likelihoods(
     order = sorted(
         (i for i, (_, answer) in enumerate(pairs) if answer), key=lambda i: -sum(map(len, pairs[i]))
     )
+    keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
     training = model.training
     model.eval()
     with torch.inference_mode():
         for start in range(0, len(order), batch_size):
             picked = order[start : start + batch_size]
+            rows = [Row(i, pairs[i][0], len(pairs[i][1])) for i in picked]
+            shared, cache = begin(model, rows)
             width = max(sum(map(len, pairs[i])) for i in picked)
             ids = torch.zeros((len(picked), width), dtype=torch.long)
             mask = torch.zeros_like(ids)
@@ -162,12 +169,18 @@ def likelihoods(
                 both = [*pairs[i][0], *pairs[i][1]]
                 ids[row, : len(both)] = torch.tensor(both)
                 mask[row, : len(both)] = 1
+            # The logits before the first answer token of any row tell of nothing.
+            before = min(len(pairs[i][0]) for i in picked) - 1 if keeps else shared
+            told = {"logits_to_keep": width - before} if keeps else {}
             logits = model(
-                input_ids=ids.to(model.device), attention_mask=mask.to(model.device)
+                input_ids=ids[:, shared:].to(model.device),
+                attention_mask=mask.to(model.device),
+                **told,
+                **cache,
             ).logits
             for row, i in enumerate(picked):
                 prompt_ids, answer_ids = pairs[i]
-                first = len(prompt_ids) - 1
+                first = len(prompt_ids) - 1 - before
                 span = logits[row, first : first + len(answer_ids)].float().log_softmax(-1)
                 target = torch.tensor(answer_ids, device=span.device)
                 found[i] = float(span.gather(1, target[:, None]).mean())

@@ -99,17 +99,7 @@ def decode(
     """
     accepted = inspect.signature(model.forward).parameters
     last = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
-    cache: dict[str, Any] = {}
-    shared = _shared_beginning(model, rows)
-    if shared:
-        start = torch.tensor([rows[0].ids[:shared]], device=model.device)
-        begun = model(input_ids=start, use_cache=True, **last)
-        name = next(n for n in _CACHES if n in accepted and begun.get(n) is not None)
-        if _can_repeat(begun[name]):
-            begun[name].batch_repeat_interleave(len(rows))
-            cache = {name: begun[name]}
-        else:  # a state that would run on through padding: all of it goes to the left
-            shared = 0
+    shared, cache = begin(model, rows)
     ids, mask = _padded(rows, shared, ends[0])
     ids, mask = ids.to(model.device), mask.to(model.device)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
@@ -154,6 +144,31 @@ def decode(
             ids, mask, positions = ids[chosen], mask[chosen], positions[chosen]
             cache[name].batch_select_indices(chosen)
             alive = [alive[at] for at in keep]
+
+
+def begin(model: Any, rows: Sequence[Row]) -> tuple[int, dict[str, Any]]:
+    """Runs what all rows begin with alike, once.
+
+    Args:
+        model: a causal language model of transformers, in eval mode.
+        rows: the batch; its limits count the tokens that will follow.
+
+    Returns:
+        The tokens that were run, 0 where nothing can be shared, and the cache from which every row
+        goes on, by the name under which the model takes it.
+    """
+    shared = _shared_beginning(model, rows)
+    if not shared:
+        return 0, {}
+    accepted = inspect.signature(model.forward).parameters
+    last = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+    start = torch.tensor([rows[0].ids[:shared]], device=model.device)
+    begun = model(input_ids=start, use_cache=True, **last)
+    name = next(n for n in _CACHES if n in accepted and begun.get(n) is not None)
+    if not _can_repeat(begun[name]):  # a state that would run on through padding
+        return 0, {}
+    begun[name].batch_repeat_interleave(len(rows))
+    return shared, {name: begun[name]}
 
 
 def _padded(rows: Sequence[Row], shared: int, pad: int) -> tuple[Tensor, Tensor]:
