@@ -116,17 +116,19 @@ class Pairing:
     def _subtract(self, pair: ModulePair, into: Tensor) -> tuple[float, float]:
         """Fills ``into`` with ``dW``; gives ``‖W_base‖_F`` and ``‖dW‖_F``."""
         squares = torch.zeros(2, dtype=torch.float64, device=into.device)
+        count = block_rows(pair.shape)
+        memory = torch.empty_like(into[:count])  # fresh memory for each block costs three times it
         blocks = zip(
-            torch.split(into, block_rows(pair.shape)),
+            torch.split(into, count),
             self.aligned.blocks(f"{pair.aligned}.weight"),
             self.base.blocks(f"{pair.base}.weight"),
             strict=True,
         )
         for rows, mine, theirs in blocks:
-            other = theirs.to(into.device).to(into.dtype)
+            other = memory[: len(rows)].copy_(theirs.to(into.device))
             rows.copy_(mine.to(into.device)).sub_(other)
-            squares[0] += torch.linalg.vecdot(other, other).sum(dtype=torch.float64)
-            squares[1] += torch.linalg.vecdot(rows, rows).sum(dtype=torch.float64)
+            for at, tensor in enumerate((other, rows)):
+                squares[at] += torch.linalg.vector_norm(tensor, dim=1).double().square().sum()
         size, norm = squares.sqrt().tolist()
         return size, norm
 
