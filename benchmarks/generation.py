@@ -118,6 +118,63 @@ def one_at_a_time(
     return clock, answers
 
 
+@torch.inference_mode()
+def limits(model: Any) -> dict[str, float]:
+    """What the machine can do in the model's dtype: the best of five products of each kind.
+
+    ``gflop_per_s`` is of 1024 rows by a weight of the model's shape, ``gb_per_s`` of one row by a
+    weight far larger than a cache, which is what one prompt at a time waits for.
+    """
+    config = model.config.get_text_config()
+    options = {"device": model.device, "dtype": model.dtype}
+    rows, row = torch.ones(1024, config.hidden_size, **options), torch.ones(1, 8192, **options)
+    weight = torch.ones(config.hidden_size, config.intermediate_size, **options)
+    wide = torch.ones(8192, 8192, **options)
+
+    def best(left: torch.Tensor, right: torch.Tensor, repeats: int) -> float:
+        found = []
+        for _ in range(5):
+            with Clock(model.device) as clock:
+                for _ in range(repeats):
+                    left @ right
+            found.append(clock.wall / repeats)
+        return min(found)
+
+    flop = 2 * rows.shape[0] * weight.numel()
+    size = wide.numel() * wide.element_size()
+    return {
+        "gflop_per_s": round(flop / best(rows, weight, 20) / 1e9, 1),
+        "gb_per_s": round(size / best(row, wide, 1) / 1e9, 2),
+    }
+
+
+class Work:
+    """Counts the weights' products of a model's calls: two operations a weight and token.
+
+    The embedding is looked up, and the head is asked for the last token of a row alone.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.flop = 0
+        head = model.get_output_embeddings().weight.numel()
+        embedding = model.get_input_embeddings().weight
+        tied = embedding is model.get_output_embeddings().weight
+        body = sum(p.numel() for p in model.parameters()) - head
+        body -= 0 if tied else embedding.numel()
+
+        def count(_: Any, __: Any, given: dict[str, Any]) -> None:
+            rows, tokens = given["input_ids"].shape
+            self.flop += 2 * rows * (body * tokens + head)
+
+        self._hook = model.register_forward_pre_hook(count, with_kwargs=True)
+
+    def __enter__(self) -> Work:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._hook.remove()
+
+
 def tiny(folder: str) -> str:
     """A random model of the tests, for ``--smoke``."""
     sys.path.insert(0, str(ROOT))
@@ -154,13 +211,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     batched(engine, rounds[0][:2], 4)  # the first call pays for what is made once
     one_at_a_time(engine, rounds[0][:1], 4)
     times: dict[str, list[Clock]] = {"ours": [], "one_at_a_time": []}
-    tokens, other = 0, []
+    tokens, flop, other = 0, 0, []
     for number, items in enumerate(rounds):
         answers: dict[str, list[str]] = {}
         for way in sorted(times, reverse=number % 2 == 0):
             if way == "ours":
-                clock, answers[way], more = batched(engine, items, args.new_tokens)
-                tokens += more
+                with Work(engine.model) as work:
+                    clock, answers[way], more = batched(engine, items, args.new_tokens)
+                tokens, flop = tokens + more, flop + work.flop
             else:
                 clock, answers[way] = one_at_a_time(engine, items, args.new_tokens)
             times[way].append(clock)
@@ -174,6 +232,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     both = list(zip(times["one_at_a_time"], times["ours"], strict=True))
     speedups = [theirs.wall / mine.wall for theirs, mine in both]
     processor = [theirs.processor / mine.processor for theirs, mine in both]
+    machine_can = limits(engine.model)
+    held = sum(p.numel() * p.element_size() for p in engine.model.parameters())
+    seconds = {way: sum(clock.wall for clock in of) for way, of in times.items()}
     return {
         "created": now(),
         "ratios": {
@@ -194,6 +255,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "answers_that_differ": len(other),
         "of_them_at_a_near_tie": sum(departure.near_tie for departure in departures),
         "largest_gap": max((departure.gap for departure in departures), default=None),
+        "limits": {
+            **machine_can,
+            "ours_of_flops_frac": round(
+                flop / seconds["ours"] / 1e9 / machine_can["gflop_per_s"], 3
+            ),
+            "one_at_a_time_of_bandwidth_frac": round(
+                tokens * held / seconds["one_at_a_time"] / 1e9 / machine_can["gb_per_s"], 3
+            ),
+        },
         "load_average": [round(load, 2) for load in os.getloadavg()],
         "threads": torch.get_num_threads(),
         "versions": versions(),
