@@ -250,6 +250,7 @@ def work(rank: int, arm: str, folder: Path, steps: int, tokens: int, threads: in
     if WORLD[arm] > 1:
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": WORLD[arm]}
         os.environ.update({name: str(value) for name, value in place.items()})
+        os.environ["MASTER_ADDR"] = "localhost"
         dist.init_process_group(
             "gloo", init_method=f"file://{folder}/meeting-{arm}", rank=rank, world_size=WORLD[arm]
         )

@@ -1,0 +1,136 @@
+"""A trainer on shards (FSDP2) takes the steps of one on one device, and its checkpoints resume.
+
+accelerate turns FSDP on for GPUs only. Its state is set here as it would be there, so that what
+shards, clips, saves and loads is accelerate's own.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from anchortune.errors import TrainingError
+from anchortune.training.seam import STATE_FILE, attach
+from tests.tiny import tiny_llama
+from tests.training.test_seam import InOrder, Rows, adapted, anchor_for, arguments
+from tests.warm import together
+
+STEPS = 4
+OPTIONS: dict[str, Any] = {"lam": "auto", "off_budget": 0.3, "lam_inside": 0.05}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_llama(
+        tmp_path_factory.mktemp("fsdp") / "llama", dtype=torch.float32, tokenizer=True
+    )
+
+
+def sharding(trainer: Any, version: int = 2, **options: Any) -> Any:
+    """The trainer, as if it had been launched with FSDP on GPUs."""
+    from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+
+    state = trainer.accelerator.state
+    state.distributed_type = DistributedType.FSDP
+    state.fsdp_plugin = FullyShardedDataParallelPlugin(
+        **{
+            "fsdp_version": version,
+            "auto_wrap_policy": "transformer_based_wrap",
+            "transformer_cls_names_to_wrap": ["LlamaDecoderLayer"],
+            "cpu_ram_efficient_loading": False,
+            **options,
+        }
+    )
+    trainer.is_fsdp_enabled = True
+    return trainer
+
+
+def train(folder: Path, out: Path, batch: int, way: str) -> None:
+    """What one process does, or each of several; the first leaves what came out."""
+    torch.set_num_threads(1)
+    args = arguments(
+        out,
+        per_device_train_batch_size=batch,
+        max_steps=STEPS,
+        save_strategy="steps",
+        save_steps=2,
+        max_grad_norm=0.5,
+    )
+    trainer: Any = InOrder(adapted(folder), args, train_dataset=Rows())
+    if way != "one":
+        sharding(trainer)
+    attach(trainer, anchor_for(folder), **OPTIONS)
+    trainer.train(resume_from_checkpoint=str(out / "checkpoint-2") if way == "resumed" else None)
+    kept = {}
+    for name, parameter in trainer.model.named_parameters():
+        if way != "one":
+            assert type(parameter).__name__ == "DTensor"
+        if parameter.requires_grad:
+            whole = parameter.full_tensor() if way != "one" else parameter
+            kept[name] = whole.detach().contiguous()
+    if trainer.is_world_process_zero():
+        logs = [row for row in trainer.state.log_history if "loss" in row]
+        (out / f"{way}.json").write_text(json.dumps(logs))
+        save_file(kept, out / f"{way}.safetensors")
+
+
+def test_shards_take_the_steps_of_one_process_and_resume(folder: Path, tmp_path: Path) -> None:
+    train(folder, tmp_path / "one", 4, "one")
+    together(both, folder, tmp_path / "two", 2, processes=2)
+    one = json.loads((tmp_path / "one" / "one.json").read_text())
+    for way in ("shards", "resumed"):
+        rows = json.loads((tmp_path / "two" / f"{way}.json").read_text())
+        assert len(rows) == STEPS
+        for found, expected in zip(rows, one, strict=True):
+            for key, value in expected.items():
+                assert found[key] == pytest.approx(value, rel=1e-3, abs=1e-5), (way, key)
+        mine = load_file(tmp_path / "two" / f"{way}.safetensors")
+        theirs = load_file(tmp_path / "one" / "one.safetensors")
+        # As in test_doors: AdamW divides by the size of gradients that are rounding noise.
+        drift = torch.cat([(mine[name] - theirs[name]).abs().flatten() for name in theirs])
+        assert float(drift.max()) < 2e-3
+        assert float(drift.mean()) < 2e-5
+    assert one[-1]["asft/lam"] != one[0]["asft/lam"]
+    saved = json.loads((tmp_path / "two" / "checkpoint-2" / STATE_FILE).read_text())
+    assert (
+        saved["penalty"]
+        == json.loads((tmp_path / "one" / "checkpoint-2" / STATE_FILE).read_text())["penalty"]
+    )
+
+
+def both(folder: Path, out: Path, batch: int) -> None:
+    from accelerate.state import AcceleratorState
+
+    train(folder, out, batch, "shards")
+    AcceleratorState._reset_state()
+    train(folder, out, batch, "resumed")
+
+
+def test_fsdp_1_and_starts_that_one_process_has_are_refused(folder: Path, tmp_path: Path) -> None:
+    from accelerate.state import AcceleratorState
+
+    def trainer(model: Any, **options: Any) -> Any:
+        made = InOrder(model, arguments(tmp_path), train_dataset=Rows())
+        plugin = {"fsdp_version": 2, "cpu_ram_efficient_loading": True} | options
+        made.accelerator.state.fsdp_plugin = SimpleNamespace(**plugin)
+        made.is_fsdp_enabled = True
+        return made
+
+    try:
+        with pytest.raises(TrainingError, match=r"FSDP 1 flattens .* set fsdp_version to 2"):
+            attach(trainer(adapted(folder), fsdp_version=1), anchor_for(folder))
+        moved = adapted(folder)
+        for name, parameter in moved.named_parameters():
+            if "lora_B" in name:
+                parameter.data.fill_(0.1)
+        with pytest.raises(TrainingError, match="cpu_ram_efficient_loading only the first process"):
+            attach(trainer(moved), anchor_for(folder))
+        attach(trainer(adapted(folder)), anchor_for(folder))
+    finally:
+        AcceleratorState._reset_state()
