@@ -9,8 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from anchortune.anchor import build
 from anchortune.anchor.anchor import Anchor
 from anchortune.anchor.build import DEFAULT_RANK
+from anchortune.anchor.format import serialise
+from anchortune.checkpoints.pairs import Delta, ModulePair, Pairing
 from anchortune.errors import AnchorError, PairError
 from tests import tiny
 
@@ -109,6 +112,74 @@ def test_the_number_of_threads_is_left_as_it_was(llama_aligned: Path, llama_base
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_how_many_are_worked_on_at_once_changes_no_bit(
+    llama_aligned: Path, llama_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = []
+    for count in (1, 3):
+        monkeypatch.setattr(build, "AT_ONCE", count)
+        anchor = Anchor.from_checkpoints(llama_aligned, llama_base, target_modules="all-linear")
+        files.append(serialise(anchor.modules, anchor.metadata))
+    assert files[0] == files[1]
+
+
+def test_what_is_worked_on_at_once_fits_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build.os, "sched_getaffinity", lambda _: range(16), raising=False)
+    monkeypatch.setattr(build.os, "cpu_count", lambda: 16)
+
+    def count(rows: int, columns: int, rank: int | str = 32, modules: int = 9) -> int:
+        pair = ModulePair("a", "a", "a", (rows, columns), "BF16", "BF16", transposed=False)
+        pairing = Pairing(None, None, [pair] * modules)  # type: ignore[arg-type]
+        return build.at_once(pairing, rank)  # type: ignore[arg-type]
+
+    assert count(4096, 4096) == build.AT_ONCE
+    assert count(4096, 4096, modules=1) == 1
+    assert count(8192, 8192) == 3
+    assert count(4096, 4096, "full") == 3
+    assert count(128256, 8192) == 1
+
+
+def test_an_error_in_one_module_ends_the_build(
+    llama_aligned: Path, llama_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    def broken(pairing: Pairing, pair: ModulePair, *_: object) -> Delta:
+        seen.append(pair.name)
+        raise PairError(f"{pair.name!r} holds NaN or Inf")
+
+    monkeypatch.setattr(Pairing, "delta", broken)
+    with pytest.raises(PairError, match=r"layers.0.self_attn.q_proj' holds NaN"):
+        Anchor.from_checkpoints(llama_aligned, llama_base)
+    assert len(seen) <= 4
+
+
+@pytest.mark.parametrize(
+    ("device", "text"),
+    [("cuda", "torch finds no CUDA"), ("mps", "is not one that anchors"), ("x", "is not one that")],
+)
+def test_other_devices_are_refused(
+    llama_aligned: Path, llama_base: Path, device: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(AnchorError, match=text):
+        Anchor.from_checkpoints(llama_aligned, llama_base, device=device)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; torch sees none")
+def test_a_gpu_gives_the_same_anchor_up_to_rounding(tmp_path: Path) -> None:
+    sides = [
+        tiny.tiny_llama(tmp_path / s, seed=i, hidden_size=640, num_attention_heads=4)
+        for i, s in enumerate("ab")
+    ]
+    here, there = (Anchor.from_checkpoints(*sides, rank=8, device=d) for d in ("cpu", "cuda"))
+    for name, factors in here.modules.items():
+        other = there.modules[name]
+        torch.testing.assert_close(other.sigma, factors.sigma, rtol=1e-2, atol=0)
+        assert other.norm == pytest.approx(factors.norm, rel=1e-5)
 
 
 def test_the_parents_are_not_written_to(tmp_path: Path, llama_base: Path) -> None:

@@ -52,6 +52,9 @@ def build(
     base_revision: Annotated[
         str | None, typer.Option(help="Branch, tag or commit of the base Hub id.")
     ] = None,
+    device: Annotated[
+        str, typer.Option(metavar="auto|cpu|cuda", help="Where the arithmetic is done.")
+    ] = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Build an anchor: the low-rank factors of aligned - base, streamed by name."""
@@ -80,6 +83,7 @@ def build(
             energy=energy,
             aligned_revision=aligned_revision,
             base_revision=base_revision,
+            device=device,
             progress=show,
         )
         anchor.save(output)

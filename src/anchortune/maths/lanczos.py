@@ -24,7 +24,8 @@ _WIDEST = 32
 _SKETCH_ROWS = 256
 _SKETCH_STEPS = 4
 _EXACT_FRAC = 1e-2
-_PASS_ROWS = 64
+_NOTHING_FRAC = 1e-5
+_PASS_ROWS = 128
 
 
 class Triplets(NamedTuple):
@@ -60,9 +61,10 @@ def leading_triplets(
         target: with as few as reach this ``Σσ²``, where fewer than ``limit`` do; the space grows
             until it does reach it.
         most: columns that the space may have, at most ``min(delta.shape)``.
-        seed: of the signs of the sketch; the same seed gives the same triplets.
+        seed: of the sketch; the same seed gives the same triplets.
     """
-    block = _start(delta, min(min(limit, _WIDEST) + OVERSAMPLE, most), seed)
+    generator = torch.Generator().manual_seed(seed)
+    block = _start(delta, min(min(limit, _WIDEST) + OVERSAMPLE, most), generator)
     basis, images = block[:, :0], delta[:, :0]
     returns = basis
     while basis.shape[1] + block.shape[1] <= most:
@@ -72,7 +74,7 @@ def leading_triplets(
         image, back = there_and_back(delta, block)
         basis = _beside(basis, block)
         images, returns = _beside(images, image), _beside(returns, back)
-        block = _orthonormal(back, basis)
+        block = _orthonormal(back, basis, generator)
     return None
 
 
@@ -87,13 +89,12 @@ def there_and_back(delta: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
     return image, back.T
 
 
-def _start(delta: Tensor, columns: int, seed: int) -> Tensor:
+def _start(delta: Tensor, columns: int, generator: torch.Generator) -> Tensor:
     """The leading right singular vectors of a sketch: rows with random signs, summed by turns.
 
     A sum costs one addition for an element of ``delta``, a product with random numbers one for
     each of its columns.
     """
-    generator = torch.Generator().manual_seed(seed)
     signs = torch.randint(0, 2, (len(delta), 1), generator=generator)
     signs = signs.mul_(2).sub_(1).to(delta)
     rows = max(_SKETCH_ROWS, columns)
@@ -108,19 +109,20 @@ def _start(delta: Tensor, columns: int, seed: int) -> Tensor:
     return block.contiguous()
 
 
-def _orthonormal(block: Tensor, basis: Tensor) -> Tensor:
+def _orthonormal(block: Tensor, basis: Tensor, generator: torch.Generator) -> Tensor:
     """An orthonormal basis of what ``block`` adds to ``basis``; twice, where once is not exact.
 
-    Columns that add nothing become others that are as orthonormal, so that a space which cannot
-    grow by itself (equal singular values) still grows.
+    Columns that add nothing but rounding are replaced by random ones, so that a space which cannot
+    grow by itself (equal singular values, a rank below its width) still grows.
     """
-    for _ in range(2):
-        size = torch.linalg.vector_norm(block)
-        block = block - basis @ (basis.T @ block)
-        exact = bool(torch.linalg.vector_norm(block) > _EXACT_FRAC * size)
-        block = torch.linalg.qr(block)[0]
-        if exact:
+    for again in (True, False):
+        size = torch.linalg.vector_norm(block, dim=0).max()
+        block, triangle = torch.linalg.qr(block - basis @ (basis.T @ block))
+        added = triangle.diagonal().abs() / size
+        if not again or bool((added > _EXACT_FRAC).all()):
             break
+        noise = torch.randn(block.shape, generator=generator) / math.sqrt(len(block))
+        block = torch.where(added > _NOTHING_FRAC, block, noise.to(block))
     return block.contiguous()
 
 
@@ -144,14 +146,14 @@ def _settled(images: Tensor, returns: Tensor, limit: int, target: float, step: i
 
 
 def _ritz(basis: Tensor, images: Tensor, limit: int) -> Triplets:
-    """The triplets that the space holds, in float64; ``basis`` need be orthonormal but nearly."""
-    space, images = basis.cpu().double(), images.cpu().double()
-    sizes, vectors = torch.linalg.eigh(space.T @ space)
+    """The leading triplets that the space holds; exact in float64 for the columns chosen."""
+    _, turns = torch.linalg.eigh(images.T @ images)
+    chosen = turns.flip(1)[:, :limit]
+    right, image = (basis @ chosen).cpu().double(), (images @ chosen).cpu().double()
+    sizes, vectors = torch.linalg.eigh(right.T @ right)
     whiten = (vectors / sizes.sqrt())[:, sizes > 0.5]
-    _, turns = torch.linalg.eigh(whiten.T @ (images.T @ images) @ whiten)
-    chosen = whiten @ turns.flip(1)[:, :limit]
-    left, sigma, turn = torch.linalg.svd(images @ chosen, full_matrices=False)
-    return Triplets(left, sigma, space @ chosen @ turn.T)
+    left, sigma, turn = torch.linalg.svd(image @ whiten, full_matrices=False)
+    return Triplets(left, sigma, right @ (whiten @ turn.T))
 
 
 def _beside(columns: Tensor, more: Tensor) -> Tensor:
