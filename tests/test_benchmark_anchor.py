@@ -8,7 +8,6 @@ import io
 import json
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,12 +23,12 @@ def test_the_planted_answer_is_found_and_the_pair_is_deleted(
     monkeypatch.delitem(sys.modules, "anchor")
     module = importlib.import_module("anchor")
 
-    def here(command: list[str], **_: Any) -> SimpleNamespace:
+    def here(sides: tuple[Path, Path]) -> Any:
         with contextlib.redirect_stdout(io.StringIO()) as text:
-            module.build_only(*command[-2:])
-        return SimpleNamespace(stdout=text.getvalue())
+            module.build_only(*map(str, sides))
+        return json.loads(text.getvalue())
 
-    monkeypatch.setattr(module.subprocess, "run", here)  # as a process of its own takes seconds
+    monkeypatch.setattr(module, "memory_of_a_build", here)  # a process of its own takes seconds
     work, out = tmp_path / "work", tmp_path / "anchor.json"
     work.mkdir()
     flags = ["--smoke", "--work", str(work), "--out", str(out)]
