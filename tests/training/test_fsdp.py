@@ -77,6 +77,9 @@ def train(folder: Path, out: Path, batch: int, way: str) -> None:
     if trainer.is_world_process_zero():
         logs = [row for row in trainer.state.log_history if "loss" in row]
         (out / f"{way}.json").write_text(json.dumps(logs))
+        trainer.model.save_pretrained(
+            out / "adapter", state_dict=kept
+        )  # as docs/trainers.md has it
         save_file(kept, out / f"{way}.safetensors")
 
 
@@ -96,6 +99,8 @@ def test_shards_take_the_steps_of_one_process_and_resume(folder: Path, tmp_path:
         drift = torch.cat([(mine[name] - theirs[name]).abs().flatten() for name in theirs])
         assert float(drift.max()) < 2e-3
         assert float(drift.mean()) < 2e-5
+    adapter = load_file(tmp_path / "two" / "adapter" / "adapter_model.safetensors")
+    assert all(torch.equal(adapter[n.replace(".default", "")], mine[n]) for n in mine)
     assert one[-1]["asft/lam"] != one[0]["asft/lam"]
     saved = json.loads((tmp_path / "two" / "checkpoint-2" / STATE_FILE).read_text())
     assert (
