@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from anchortune.anchor.asked import check_anchor, check_inside, check_rank, check_settings
 from anchortune.anchor.binding import Coverage, cover, renewed
 from anchortune.anchor.moment import Moment
-from anchortune.anchor.stacks import Stack, build_stacks, is_dtensor, is_sharded, used_rank
+from anchortune.anchor.stacks import Pair, Stack, build_stacks, is_dtensor, is_sharded, used_rank
 from anchortune.errors import AnchorError
 from anchortune.maths.operators import LayerWeights, Operator, Side
 
@@ -114,14 +114,19 @@ class Penalty:
     @torch.no_grad()
     def moment(self) -> Moment:
         """The update as it is now, for ``movement`` and ``add_gradient_`` to share."""
+        pairs = self._ready()
+        if self._shards is None:
+            return Moment(self.operator, self._stacks, pairs)
+        return self._shards.moment(self.operator, pairs)
+
+    def _ready(self) -> list[Pair]:
+        """The parameters as they are now, and the stacks made for where they are."""
         pairs = [target.parameters() for target in self.coverage.targets]
         now = [(b.device, b.dtype, type(b)) for b, _ in pairs]
         if now != self._built_for:  # the model has moved to another device or dtype, or to shards
             self._build(is_sharded(pairs))
             self._built_for = now
-        if self._shards is None:
-            return Moment(self.operator, self._stacks, pairs)
-        return self._shards.moment(self.operator, pairs)
+        return pairs
 
     def _build(self, sharded: bool) -> None:
         targets = self.coverage.targets
@@ -221,7 +226,7 @@ class Penalty:
         plain norm decay. Weighted over modules by ``‖dW‖²``; off side.
         """
         punished = whole = 0.0
-        self.moment()
+        self._ready()  # and no moment: a model that is only planned has no weights to read
         for stack in self._stacks:
             energy = torch.stack(
                 [
