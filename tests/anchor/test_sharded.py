@@ -7,6 +7,7 @@ float64, so that bounds are tight; ``tests/maths/test_sharded.py`` has the formu
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -189,6 +190,15 @@ def refuse() -> None:
     from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor import Shard, distribute_tensor
 
+    from anchortune.anchor.group import Group
+
+    away: Any = SimpleNamespace(
+        placements=[Shard(0)],
+        device=torch.device("cpu"),
+        device_mesh=SimpleNamespace(device_type="cuda"),
+    )
+    with pytest.raises(AnchorError, match=r"q lies on cpu .* belong on cuda \(CPU offload\)"):
+        Group(away, "q")
     model, anchor = made("lora")
     mesh = init_device_mesh("cpu", (2,))
     for module in model.modules():

@@ -64,7 +64,7 @@ def train(folder: Path, out: Path, batch: int, way: str) -> None:
     )
     trainer: Any = InOrder(adapted(folder), args, train_dataset=Rows())
     if way != "one":
-        sharding(trainer)
+        sharding(trainer, cpu_ram_efficient_loading=way == "resumed")
     attach(trainer, anchor_for(folder), **OPTIONS)
     trainer.train(resume_from_checkpoint=str(out / "checkpoint-2") if way == "resumed" else None)
     kept = {}
@@ -117,8 +117,9 @@ def both(folder: Path, out: Path, batch: int) -> None:
     train(folder, out, batch, "resumed")
 
 
-def test_fsdp_1_and_starts_that_one_process_has_are_refused(folder: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_honoured_is_refused(folder: Path, tmp_path: Path) -> None:
     from accelerate.state import AcceleratorState
+    from torch.distributed.fsdp import CPUOffloadPolicy
 
     def trainer(model: Any, **options: Any) -> Any:
         made = InOrder(model, arguments(tmp_path), train_dataset=Rows())
@@ -130,6 +131,8 @@ def test_fsdp_1_and_starts_that_one_process_has_are_refused(folder: Path, tmp_pa
     try:
         with pytest.raises(TrainingError, match=r"FSDP 1 flattens .* set fsdp_version to 2"):
             attach(trainer(adapted(folder), fsdp_version=1), anchor_for(folder))
+        with pytest.raises(TrainingError, match="fsdp_offload_params keeps"):
+            attach(trainer(adapted(folder), cpu_offload=CPUOffloadPolicy()), anchor_for(folder))
         moved = adapted(folder)
         for name, parameter in moved.named_parameters():
             if "lora_B" in name:

@@ -29,7 +29,8 @@ class Group:
         """The group of the mesh dimension that ``parameter`` is cut over.
 
         Raises:
-            AnchorError: it is cut otherwise than along its first dimension over one of them.
+            AnchorError: it is cut otherwise than along its first dimension over one of them, or
+                lies off the mesh's devices.
         """
         mesh = parameter.device_mesh
         placed = parameter.placements
@@ -42,9 +43,14 @@ class Group:
                 f"{label} is sharded as {placed}, and the penalty follows rows cut over one mesh "
                 "dimension only: shard with FSDP2 (fully_shard), without tensor parallelism"
             )
+        if parameter.device.type != mesh.device_type:
+            raise AnchorError(
+                f"{label} lies on {parameter.device.type} and its shards belong on "
+                f"{mesh.device_type} (CPU offload), which the penalty does not follow: turn "
+                "offloading off"
+            )
         self._mesh = mesh
         self._dim = cut[0] if cut else None
-        self._device = mesh.device_type
         self._group = None if self._dim is None else mesh.get_group(self._dim)
         self.rank = 0 if self._group is None else dist.get_rank(self._group)
         self.world = 1 if self._group is None else dist.get_world_size(self._group)
@@ -79,9 +85,9 @@ class Group:
         """Tensors of one device to their sums over the group: one all-reduce for all of them."""
         if self.world == 1 or not parts:
             return parts
-        packed = _packed(parts).to(self._device)
+        packed = _packed(parts)
         dist.all_reduce(packed, group=self._group)
-        pieces = torch.split(packed.to(parts[0].device), [part.numel() for part in parts])
+        pieces = torch.split(packed, [part.numel() for part in parts])
         return [
             piece.view(part.shape).to(part.dtype) for piece, part in zip(pieces, parts, strict=True)
         ]
@@ -108,7 +114,7 @@ class Group:
                 shape = list(part.shape)
                 shape[split], shape[join] = cuts[self.rank][1], length
                 inward[peer].append(torch.Size(shape))
-        packed = _packed([part for of_peer in outward for part in of_peer]).to(self._device)
+        packed = _packed([part for of_peer in outward for part in of_peer])
         found = packed.new_empty(sum(shape.numel() for of_peer in inward for shape in of_peer))
         dist.all_to_all_single(
             found,
@@ -118,7 +124,7 @@ class Group:
             group=self._group,
         )
         shapes = [shape for of_peer in inward for shape in of_peer]
-        pieces = torch.split(found.to(parts[0].device), [shape.numel() for shape in shapes])
+        pieces = torch.split(found, [shape.numel() for shape in shapes])
         shaped = [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
         return [
             torch.cat(shaped[index :: len(parts)], dim=join).to(part.dtype)

@@ -276,6 +276,11 @@ def _refuse_fsdp(trainer: Any, what: str, sharded: bool) -> None:
             f"FSDP 1 flattens the trained weights into one, in which {what} cannot find them: set "
             "fsdp_version to 2, or train with DDP or on one device"
         )
+    if type(getattr(plugin, "cpu_offload", None)).__name__ == "CPUOffloadPolicy":
+        raise TrainingError(
+            f"fsdp_offload_params keeps the trained weights on the CPU, where {what} cannot be "
+            "summed over the processes: set it to false"
+        )
 
 
 def _refuse_empty(trainer: Any, coverage: Coverage) -> None:
