@@ -245,8 +245,8 @@ def errors(anchor: Anchor) -> dict[str, float]:
 def roofline(infos: list[TensorInfo], read_s: float) -> dict[str, float]:
     """What this machine does in a second on one core, and the least that the work takes with it.
 
-    The least is what the tensors cost to read once, to hash once, and to multiply: two passes there
-    and back and one there, of 32 columns, which is what rank 32 takes on this pair.
+    The least is what the tensors cost to read once, to hash once, and to multiply: there, back and
+    there again with 48 columns, which is what rank 32 takes on this pair.
     """
     size = sum(info.end - info.begin for info in infos)
     elements = sum(math.prod(info.shape) for info in infos) / 2
@@ -254,11 +254,11 @@ def roofline(infos: list[TensorInfo], read_s: float) -> dict[str, float]:
     torch.set_num_threads(1)
     data = np.zeros(32 << 20, dtype=np.uint8)
     hashing = min(timed(lambda: hashlib.sha256(data.data))[1] for _ in range(3))
-    delta, block = torch.randn(2048, 4096), torch.randn(4096, 32)
+    delta, block = torch.randn(2048, 4096), torch.randn(4096, 48)
     product = min(timed(lambda: there_and_back(delta, block))[1] for _ in range(5))
     torch.set_num_threads(threads)
-    hash_rate, flop_rate = data.size / hashing, 4 * delta.numel() * 32 / product
-    flops = 5 * 2 * 32 * elements
+    hash_rate, flop_rate = data.size / hashing, 4 * delta.numel() * 48 / product
+    flops = 3 * 2 * 48 * elements
     least = read_s + size / hash_rate + flops / flop_rate
     return {
         "read_gb_s": size / read_s / 1e9,
