@@ -259,9 +259,9 @@ def work() -> None:
 
 
 def test_shards_give_what_the_whole_gives() -> None:
-    together(work, processes=2)
+    together(work, processes=2, timeout=500)
 
 
 @pytest.mark.slow
 def test_copies_of_shards_give_what_the_whole_gives() -> None:
-    together(copies_of_shards, processes=4)
+    together(copies_of_shards, processes=4, timeout=500)

@@ -85,7 +85,7 @@ def train(folder: Path, out: Path, batch: int, way: str) -> None:
 
 def test_shards_take_the_steps_of_one_process_and_resume(folder: Path, tmp_path: Path) -> None:
     train(folder, tmp_path / "one", 4, "one")
-    together(both, folder, tmp_path / "two", 2, processes=2)
+    together(both, folder, tmp_path / "two", 2, processes=2, timeout=500)
     one = json.loads((tmp_path / "one" / "one.json").read_text())
     for way in ("shards", "resumed"):
         rows = json.loads((tmp_path / "two" / f"{way}.json").read_text())
