@@ -169,7 +169,7 @@ def _factorise(
     workers = at_once(pairing, rank)
     largest = max(min(pair.shape) for pair in pairing.modules)
     with (
-        _threads(1 if largest <= EXACT_MIN_DIM else torch.get_num_threads() // workers),
+        threads(1 if largest <= EXACT_MIN_DIM else torch.get_num_threads() // workers),
         _full_precision(),
         ThreadPoolExecutor(workers, "anchor") as pool,
     ):
@@ -234,7 +234,7 @@ def _on_cpu(factors: Factors) -> Factors:
 def factorise_matrix(dense: Tensor, rank: Rank, energy: float | None = None) -> Factors:
     """``factorise_dense`` on as many threads as pay."""
     small = min(dense.shape) <= EXACT_MIN_DIM
-    with _threads(1 if small else torch.get_num_threads()):
+    with threads(1 if small else torch.get_num_threads()):
         return factorise_dense(dense, rank, energy)
 
 
@@ -269,7 +269,7 @@ def _return_freed_memory() -> None:
 
 
 @contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
+def threads(count: int) -> Iterator[None]:
     """``count`` threads for an operation, at least one; as many as before afterwards.
 
     For small SVDs one: more gain nothing, and on busy cores they spin on each other. Measured on 2

@@ -112,7 +112,7 @@ def _unit(shape: tuple[int, int], rank: int) -> Factors:
 
 def _time_anchor(job: Job, pairing: Pairing) -> float:
     """Seconds for all modules, by the largest one's and everybody's size."""
-    from anchortune.anchor.build import DEFAULT_RANK, factorise
+    from anchortune.anchor.build import DEFAULT_RANK, at_once, factorise, threads
 
     section = job.config.anchor
     sizes = [pair.shape[0] * pair.shape[1] for pair in pairing.modules]
@@ -121,8 +121,11 @@ def _time_anchor(job: Job, pairing: Pairing) -> float:
     delta = next(replace(pairing, modules=[largest]).deltas())
     energy = section.energy if section is not None else None
     rank = section.rank if section is not None else None
-    factorise(delta, rank or (DEFAULT_RANK if energy is None else "full"), energy)
-    return (time.perf_counter() - started) * sum(sizes) / max(sizes)
+    limit = rank or (DEFAULT_RANK if energy is None else "full")
+    with threads(1):
+        factorise(delta, limit, energy)
+    spent = time.perf_counter() - started
+    return spent * sum(sizes) / max(sizes) / at_once(pairing, limit)
 
 
 @dataclass
