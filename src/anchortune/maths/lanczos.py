@@ -52,8 +52,8 @@ def leading_triplets(
     converged or not. How far they may improve is measured, not assumed: ``‖deltaᵀU‖² - ΣS²`` is
     what the next half step gains. Where that is at most `SETTLED_FRAC` of ``ΣS²`` one step more
     is taken, without its way back, and is the last. What is then still missing of the best
-    ``Σσ²`` was 0.3 % of ``‖dW‖_F²`` or less on planted spectra and on ``i^-p``, p from 0.3 to 1,
-    and 0.4 % where there is nothing but noise.
+    ``Σσ²`` was 0.7 % of ``‖dW‖_F²`` or less on planted spectra and on ``i^-p``, p from 0.3 to 1,
+    and where there is nothing but noise.
 
     Args:
         delta: (d_out, d_in), float32, finite, on any device.
