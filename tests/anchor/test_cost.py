@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -194,3 +195,27 @@ def test_a_step_and_its_movement_share_one_evaluation(monkeypatch: pytest.Monkey
     after = [p.grad for t in penalty.coverage.targets for p in t.parameters() if p.grad is not None]
     for twice, once in zip(after, before, strict=True):
         torch.testing.assert_close(twice, 2 * once)
+
+
+@pytest.mark.parametrize(("operator", "side"), CASES)
+def test_backward_frees_what_the_scalar_held_and_the_update_is_gone_before(
+    operator: Any, side: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loop's ``loss`` lives until the next one is made: through another forward pass."""
+    made: list[Any] = []
+
+    def penalised(*args: Any, **kwargs: Any) -> Any:
+        found = original(*args, **kwargs)
+        made.append([weakref.ref(args[2]), *map(weakref.ref, found[1:])])
+        return found
+
+    original = operators.penalty
+    monkeypatch.setattr(operators, "penalty", penalised)
+    value = bound(2, operator=operator, side=side)()
+    [(update, *gradients)] = made
+    assert update() is None
+    value.backward(retain_graph=True)
+    value.backward()
+    with pytest.raises(RuntimeError, match="a second time"):
+        value.backward()
+    assert all(gradient() is None for gradient in gradients)

@@ -44,7 +44,7 @@ class Moment:
     def value(self, side: Side, free: float = 0.0) -> Tensor:
         """R with the modules' weights, a scalar on the first stack's device; see ``gradients``."""
         value = self._stacks[0].scale.new_zeros(())
-        for stack, result in zip(self._stacks, self._results(side, free), strict=True):
+        for stack, result in zip(self._stacks, self.results(side, free), strict=True):
             here = result.value if stack.weights is None else result.value * stack.weights
             value = value + here.sum().to(value.device, value.dtype)
         return value
@@ -57,11 +57,13 @@ class Moment:
             free: on the off side, the weight of the part that is inside.
             times: a factor, applied before rounding.
         """
+        return self.spread(self.results(side, free), times)
+
+    def spread(self, results: list[Gradients], times: float | Tensor = 1.0) -> list[Tensor]:
+        """``gradients`` from the ``results`` of each stack, which autograd may have held."""
         found: list[Tensor] = []
         with self._no_autocast():
-            for stack, pairs, result in zip(
-                self._stacks, self._pairs, self._results(side, free), strict=True
-            ):
+            for stack, pairs, result in zip(self._stacks, self._pairs, results, strict=True):
                 if stack.weights is not None:
                     result = operators.weighted(result, stack.weights)
                 found.extend(stack.to_parameters(result, pairs, times))
@@ -74,7 +76,7 @@ class Moment:
         """
         rows = []
         with self._no_autocast():
-            for result, part in zip(self._results(side, 0.0), self._shares(), strict=True):
+            for result, part in zip(self.results(side), self._shares(), strict=True):
                 along = part.along.sign() * part.along.square()
                 forwards, backwards = along.clamp(min=0), (-along).clamp(min=0)
                 numbers = (result.value, part.energy, part.inside, forwards, backwards)
@@ -85,11 +87,16 @@ class Moment:
         ).tolist()
         return found
 
-    def _results(self, side: Side, free: float) -> list[Gradients]:
+    def results(self, side: Side, free: float = 0.0) -> list[Gradients]:
+        """Value and gradients of each stack, without the modules' weights; see ``gradients``."""
         if (side, free) not in self._found:
             with self._no_autocast():
                 self._found[side, free] = self._computed(side, free)
         return self._found[side, free]
+
+    def let_go(self) -> None:
+        """Forgets what was read and computed; ``parameters`` and ``spread`` work on."""
+        self._updates, self._found, self._inner = [], {}, []
 
     def _computed(self, side: Side, free: float) -> list[Gradients]:
         return [

@@ -20,7 +20,7 @@ from anchortune.anchor.binding import Coverage, cover, renewed
 from anchortune.anchor.moment import Moment
 from anchortune.anchor.stacks import Pair, Stack, build_stacks, is_dtensor, is_sharded, used_rank
 from anchortune.errors import AnchorError
-from anchortune.maths.operators import LayerWeights, Operator, Side
+from anchortune.maths.operators import Gradients, LayerWeights, Operator, Side
 
 if TYPE_CHECKING:
     from anchortune.anchor.anchor import Anchor
@@ -283,13 +283,19 @@ class _ClosedForm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, moment: Moment, side: Side, *parameters: Tensor) -> Tensor:
-        ctx.moment, ctx.side = moment, side
-        return moment.value(side)
+        value = moment.value(side)
+        # Held by autograd, which frees them after backward, and not beside the update itself.
+        ctx.save_for_backward(*(part for result in moment.results(side) for part in result))
+        moment.let_go()
+        ctx.moment = moment
+        return value
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = ctx.moment.gradients(ctx.side, times=upstream)
+        held = ctx.saved_tensors
+        results = [Gradients(*held[at : at + 3]) for at in range(0, len(held), 3)]
+        gradients = ctx.moment.spread(results, upstream)
         needed = ctx.needs_input_grad[2:]
         return (
             None,

@@ -155,9 +155,9 @@ class ShardedMoment(Moment):
         """The sharded parameters in the order of ``gradients``."""
         return [parameter for pairs in self._whole for parameter in parameters_of(pairs)]
 
-    def gradients(self, side: Side, free: float = 0.0, times: float | Tensor = 1.0) -> list[Tensor]:
-        """As ``Moment.gradients``, as DTensors in the placements of ``parameters()``."""
-        flat = super().gradients(side, free, times)
+    def spread(self, results: list[Gradients], times: float | Tensor = 1.0) -> list[Tensor]:
+        """As ``Moment.spread``, as DTensors in the placements of ``parameters()``."""
+        flat = super().spread(results, times)
         outer: list[list[Tensor]] = []
         columns: list[list[Tensor]] = []
         for pairs in self._whole:
