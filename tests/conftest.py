@@ -10,6 +10,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before any Hugging Face import
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Before torch: on tiny tensors more threads gain nothing, and on busy cores they spin on each other
+# until a test of seconds takes minutes. `make full`, whose slow tests gain, asks for all cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 from pathlib import Path
 

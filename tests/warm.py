@@ -23,6 +23,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["tests.warm_imports"])
 
@@ -46,7 +48,8 @@ class Warm:
     """A process that calls ``target(*arguments)``; used as ``subprocess.Popen`` is.
 
     ``target`` is a function at the top of a module and the arguments can be pickled. The process
-    sees this one's environment and ``environment``, and writes its standard streams to files.
+    sees this one's environment and ``environment``, computes on as many threads as this one, and
+    writes its standard streams to files.
     """
 
     def __init__(
@@ -60,7 +63,8 @@ class Warm:
         self._streams = place / "stdout", place / "stderr"
         whole = {**os.environ, **(environment or {})}
         given = (target, arguments, str(cwd or Path.cwd()), whole, *map(str, self._streams))
-        self._process = _context.Process(target=_child, args=given)
+        threads = torch.get_num_threads()
+        self._process = _context.Process(target=_child, args=(*given, threads))
         self._process.start()
 
     @property
@@ -167,6 +171,7 @@ def _child(
     environment: dict[str, str],
     out: str,
     err: str,
+    threads: int,
 ) -> None:
     for path, descriptor in ((out, 1), (err, 2)):
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -175,4 +180,5 @@ def _child(
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
+    torch.set_num_threads(threads)
     target(*arguments)

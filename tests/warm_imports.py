@@ -1,5 +1,12 @@
 """Imported by the server of `tests.warm`, and by nobody else: what takes long to import."""
 
+import torch
+
+# A fork has none of its parent's threads, and OpenMP in it would wait for them for ever. So there
+# are none: nothing that an import computes may start one. Each child gets its number in `warm`.
+torch.set_num_threads(1)
+
+# ruff: noqa: E402
 import datasets
 import matplotlib.pyplot
 import peft

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from anchortune.config_io import dump_yaml, load_config
 from anchortune.evaluation.outputs import OutputLog
@@ -111,3 +112,18 @@ def test_killed_in_evaluation(written: Callable[..., Path], tmp_path: Path) -> N
     status = folder.read_status()
     assert status is not None
     assert next(step.before for step in status.steps if step.name == "evaluate") == 5
+
+
+def write_threads(path: Path) -> None:
+    path.write_text(str(torch.get_num_threads()))
+
+
+def test_a_process_computes_on_as_many_threads_as_its_parent(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        process = Warm(write_threads, tmp_path / "threads")
+    finally:
+        torch.set_num_threads(before)
+    assert process.wait(200) == 0
+    assert (tmp_path / "threads").read_text() == "3"
