@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import save_file
 
 from anchortune.checkpoints import tensor_file
-from anchortune.checkpoints.pairs import pair_checkpoints
+from anchortune.checkpoints.pairs import Pairing, pair_checkpoints
 from anchortune.checkpoints.source import open_checkpoint
 from anchortune.checkpoints.tensor_file import block_rows, read_blocks, read_header, read_tensor
-from anchortune.errors import CheckpointError
+from anchortune.errors import CheckpointError, PairError
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
@@ -76,14 +76,30 @@ def test_sides_of_different_dtypes_are_cut_at_the_same_rows(tmp_path: Path) -> N
     assert delta.size == pytest.approx(float(values["b"].double().norm()), rel=1e-6)
 
 
+def constant_pair(folder: Path, aligned: float, base: float, shape: tuple[int, int]) -> Pairing:
+    for side, value in (("a", aligned), ("b", base)):
+        (folder / side).mkdir()
+        tensor = torch.full(shape, value)
+        save_file({"x.q_proj.weight": tensor}, folder / side / "model.safetensors")
+    return pair_checkpoints(*(open_checkpoint(folder / s) for s in "ab"), ["q_proj"])
+
+
 def test_weights_whose_squares_overflow_are_no_broken_ones(tmp_path: Path) -> None:
-    for side, value in (("a", 3e25), ("b", 1e25)):
-        (tmp_path / side).mkdir()
-        tensor = torch.full((4, 7), value)
-        save_file({"x.q_proj.weight": tensor}, tmp_path / side / "model.safetensors")
-    pairing = pair_checkpoints(*(open_checkpoint(tmp_path / s) for s in "ab"), ["q_proj"])
-    [delta] = pairing.deltas()
+    [delta] = constant_pair(tmp_path, 3e25, 1e25, (4, 7)).deltas()
     assert delta.norm == pytest.approx(2e25 * 28**0.5, rel=1e-5)
+    assert delta.size == pytest.approx(1e25 * 28**0.5, rel=1e-5)
+
+
+def test_a_difference_that_overflows_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PairError, match=r"'x.q_proj minus base' holds NaN or Inf"):
+        list(constant_pair(tmp_path, 3e38, -3e38, (4, 7)).deltas())
+
+
+def test_the_norm_of_long_rows_is_no_float32_sum(tmp_path: Path) -> None:
+    """The bound of what an anchor leaves out is made of it; a sum of 4100 would be off by 2e-6."""
+    [delta] = constant_pair(tmp_path, 0.1, 0.0, (3, 4100)).deltas()
+    assert delta.dense is not None
+    assert delta.norm == pytest.approx(float(delta.dense.double().norm()), rel=3e-7)
 
 
 def test_only_the_difference_and_a_few_rows_are_held(

@@ -33,6 +33,8 @@ Empty = Callable[..., Tensor]
 SAME_FRAC = 1e-8
 """Below this share of ``‖W‖_F`` a difference is none: the weights are the same."""
 
+_NORM_OF = 64
+
 
 @dataclass(frozen=True)
 class ModulePair:
@@ -99,6 +101,9 @@ class Pairing:
         if isinstance(self.aligned, AdapterCheckpoint):
             blocks = self.base.blocks(f"{pair.base}.weight")
             size = math.hypot(*(frobenius_norm(block) for block in blocks))
+            if not math.isfinite(size):
+                other = self.base.read(f"{pair.base}.weight").value
+                _refuse_not_finite(other, self.base, pair.base)
             product = self.aligned.delta(pair.aligned, pair.transposed)
             _refuse_not_finite(product.left, self.aligned, f"{pair.aligned} (LoRA)")
             _refuse_not_finite(product.right, self.aligned, f"{pair.aligned} (LoRA)")
@@ -106,11 +111,14 @@ class Pairing:
         dtypes = {pair.aligned_dtype, pair.base_dtype}
         dense = empty(pair.shape, dtype=torch.float64 if dtypes == {"F64"} else torch.float32)
         size, norm = self._subtract(pair, dense)
-        if not math.isfinite(norm):
-            base, aligned = f"{pair.base}.weight", f"{pair.aligned}.weight"
-            _refuse_not_finite(self.base.read(base).value, self.base, pair.base)
-            _refuse_not_finite(self.aligned.read(aligned).value, self.aligned, pair.aligned)
-            norm = frobenius_norm(dense)  # finite, only too large to be squared in float32
+        if not (math.isfinite(size) and math.isfinite(norm)):
+            other = self.base.read(f"{pair.base}.weight").value
+            _refuse_not_finite(other, self.base, pair.base)
+            mine = self.aligned.read(f"{pair.aligned}.weight").value
+            _refuse_not_finite(mine, self.aligned, pair.aligned)
+            _refuse_not_finite(dense, self.aligned, f"{pair.aligned} minus base")
+            # Finite, only too large to be squared in float32.
+            size, norm = frobenius_norm(other), frobenius_norm(dense)
         return Delta(pair, size, dense=dense, norm=norm)
 
     def _subtract(self, pair: ModulePair, into: Tensor) -> tuple[float, float]:
@@ -128,9 +136,20 @@ class Pairing:
             other = memory[: len(rows)].copy_(theirs.to(into.device))
             rows.copy_(mine.to(into.device)).sub_(other)
             for at, tensor in enumerate((other, rows)):
-                squares[at] += torch.linalg.vector_norm(tensor, dim=1).double().square().sum()
+                squares[at] += _square(tensor)
         size, norm = squares.sqrt().tolist()
         return size, norm
+
+
+def _square(rows: Tensor) -> Tensor:
+    """``‖rows‖²_F`` in float64 from norms of a few numbers each, which float32 gets right.
+
+    A float32 sum of thousands is off by up to 2e-5 of it, which ``tail`` would not know of.
+    """
+    flat = rows.flatten()
+    few = len(flat) - len(flat) % _NORM_OF
+    parts: Tensor = torch.linalg.vector_norm(flat[:few].view(-1, _NORM_OF), dim=1)
+    return torch.cat([parts, flat[few:]]).double().square().sum()
 
 
 def _refuse_not_finite(tensor: Tensor, checkpoint: Checkpoint, name: str) -> None:
