@@ -169,6 +169,40 @@ def test_bf16_weights_are_computed_in_float32_and_get_bf16_gradients(llama: Any)
     assert all(g is not None and g.dtype == torch.bfloat16 for g in grads)
 
 
+def test_a_compiled_loss_has_the_penalty_of_the_weights_at_each_call(llama: Any) -> None:
+    anchor = anchor_of(weights_of(llama, ("layers.0.self_attn.q_proj",)))
+    model = lora(llama, target_modules=r".*layers\.0\.self_attn\.q_proj").double()
+    penalty = bind(anchor, model, operator="subspace")
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    compiled = torch.compile(lambda: 2 * penalty(), backend="eager")
+    for seed in (1, 2):
+        moved(model, seed)
+        model.zero_grad()
+        expected = 2 * penalty()
+        expected.backward()
+        grads = [parameter.grad.clone() for parameter in trained]
+        model.zero_grad()
+        found = compiled()
+        found.backward()
+        torch.testing.assert_close(found, expected)
+        for parameter, grad in zip(trained, grads, strict=True):
+            torch.testing.assert_close(parameter.grad, grad)
+
+
+def test_in_inference_mode_there_is_a_value_and_training_goes_on(llama: Any) -> None:
+    anchor = anchor_of(weights_of(llama, ("q_proj", "v_proj")))
+    model = lora(llama).double()
+    penalty = bind(anchor, model, operator="gram")
+    moved(model)
+    with torch.inference_mode():  # the constants are made here, and serve from then on
+        value = penalty()
+        assert penalty.movement().energy > 0
+    found = penalty()
+    found.backward()
+    assert float(found.detach()) == float(value)
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
 def test_a_start_away_from_zero_is_where_the_update_is_measured_from(llama: Any) -> None:
     anchor = anchor_of(weights_of(llama, ("q_proj", "v_proj")))
     model = moved(lora(llama)).double()

@@ -107,9 +107,16 @@ class Penalty:
 
     def _differentiable(self, side: Side) -> Tensor:
         moment = self.moment()
+        value = moment.value(side)
+        if torch.is_inference_mode_enabled():  # autograd can hold nothing there
+            return value
+        held = [part for result in moment.results(side) for part in result]
+        moment.let_go()
         with torch.enable_grad():
-            value: Tensor = _ClosedForm.apply(moment, side, *moment.parameters())  # type: ignore[no-untyped-call]
-        return value
+            found: Tensor = _ClosedForm.apply(  # type: ignore[no-untyped-call]
+                moment, len(held), value, *held, *moment.parameters()
+            )
+        return found
 
     @torch.no_grad()
     def moment(self) -> Moment:
@@ -282,13 +289,10 @@ class _ClosedForm(torch.autograd.Function):
     """R with its closed-form gradients, so that autograd never walks through the projection."""
 
     @staticmethod
-    def forward(ctx: Any, moment: Moment, side: Side, *parameters: Tensor) -> Tensor:
-        value = moment.value(side)
-        # Held by autograd, which frees them after backward, and not beside the update itself.
-        ctx.save_for_backward(*(part for result in moment.results(side) for part in result))
-        moment.let_go()
+    def forward(ctx: Any, moment: Moment, count: int, value: Tensor, *tensors: Tensor) -> Tensor:
         ctx.moment = moment
-        return value
+        ctx.save_for_backward(*tensors[:count])  # which frees them after backward
+        return value.clone()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -296,10 +300,10 @@ class _ClosedForm(torch.autograd.Function):
         held = ctx.saved_tensors
         results = [Gradients(*held[at : at + 3]) for at in range(0, len(held), 3)]
         gradients = ctx.moment.spread(results, upstream)
-        needed = ctx.needs_input_grad[2:]
+        before = 3 + len(held)
+        needed = ctx.needs_input_grad[before:]
         return (
-            None,
-            None,
+            *(None,) * before,
             *(g if asked else None for g, asked in zip(gradients, needed, strict=True)),
         )
 
