@@ -139,6 +139,7 @@ def test_what_is_worked_on_at_once_fits_its_memory(monkeypatch: pytest.MonkeyPat
     assert count(8192, 8192) == 3
     assert count(4096, 4096, "full") == 3
     assert count(128256, 8192) == 1
+    assert count(128256, 512) == 1  # a small side has an exact SVD, in float64
 
 
 def test_an_error_in_one_module_ends_the_build(
@@ -158,7 +159,11 @@ def test_an_error_in_one_module_ends_the_build(
 
 @pytest.mark.parametrize(
     ("device", "text"),
-    [("cuda", "torch finds no CUDA"), ("mps", "is not one that anchors"), ("x", "is not one that")],
+    [
+        ("cuda", "torch finds no CUDA"),
+        ("cuda:0", "torch finds no CUDA"),
+        *((name, "is not one that anchors") for name in ("mps", "x", "cudax", "cuda:-1")),
+    ],
 )
 def test_other_devices_are_refused(
     llama_aligned: Path, llama_base: Path, device: str, text: str, monkeypatch: pytest.MonkeyPatch
@@ -166,6 +171,30 @@ def test_other_devices_are_refused(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(AnchorError, match=text):
         Anchor.from_checkpoints(llama_aligned, llama_base, device=device)
+
+
+def test_a_gpu_that_is_one_too_many_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert build.pick_place("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(AnchorError, match="'cuda:2' is not there: torch numbers 2 of them from 0"):
+        build.pick_place("cuda:2")
+
+
+@pytest.mark.skipif(
+    not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="torch has the old name alone"
+)
+def test_the_precision_of_products_is_left_as_a_trainer_set_it(
+    llama_aligned: Path, llama_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    products = torch.backends.cuda.matmul
+    before = products.fp32_precision
+    products.fp32_precision = "tf32"  # as Transformers does; torch then refuses the old name
+    try:
+        Anchor.from_checkpoints(llama_aligned, llama_base)
+        assert products.fp32_precision == "tf32"
+    finally:
+        products.fp32_precision = before
 
 
 @pytest.mark.gpu

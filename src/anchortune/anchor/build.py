@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import math
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -45,7 +46,7 @@ DEFAULT_TARGET_MODULES = ("q_proj", "v_proj")
 AT_ONCE = 4
 """The most modules that are worked on at the same time."""
 _AT_ONCE_BYTES = 768 << 20
-"""What their differences may take together; one module is worked on whatever it takes."""
+"""What they may take together; one module is worked on whatever it takes."""
 
 Progress = Callable[[int, int, str], None]
 """Called with (modules done, modules in all, module) before each module."""
@@ -140,13 +141,16 @@ def pick_place(device: str) -> torch.device:
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device != "cpu" and not device.startswith("cuda"):
+    if re.fullmatch(r"cpu|cuda(:\d+)?", device) is None:
         raise AnchorError(
             f"device {device!r} is not one that anchors are built on: auto, cpu, cuda"
         )
-    if device != "cpu" and not torch.cuda.is_available():
+    place = torch.device(device)
+    if place.type == "cuda" and not torch.cuda.is_available():
         raise AnchorError(f"device {device!r} is not there: torch finds no CUDA; say cpu or auto")
-    return torch.device(device)
+    if place.type == "cuda" and (place.index or 0) >= (count := torch.cuda.device_count()):
+        raise AnchorError(f"device {device!r} is not there: torch numbers {count} of them from 0")
+    return place
 
 
 def _factorise(
@@ -207,11 +211,15 @@ def at_once(pairing: Pairing, rank: Rank) -> int:
     a product that is spread over all cores, beside a thread that reads, has them wait for it.
     """
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    largest = max(8 if pair.base_dtype == "F64" else 4 for pair in pairing.modules) * max(
-        math.prod(pair.shape) for pair in pairing.modules
-    )
-    held = largest * (4 if rank == "full" else 1)  # an exact SVD takes some copies
-    return max(1, min(AT_ONCE, cores, len(pairing.modules), _AT_ONCE_BYTES // max(1, held)))
+    largest = max(_bytes_at_work(pair, rank) for pair in pairing.modules)
+    return max(1, min(AT_ONCE, cores, len(pairing.modules), _AT_ONCE_BYTES // max(1, largest)))
+
+
+def _bytes_at_work(pair: ModulePair, rank: Rank) -> int:
+    """What a module takes while it is worked on: its difference, and copies for an exact SVD."""
+    size = (8 if pair.base_dtype == "F64" else 4) * math.prod(pair.shape)
+    small = min(pair.shape) <= EXACT_MIN_DIM  # in float64
+    return size * (7 if small else 4 if rank == "full" else 1)
 
 
 def factorise(delta: Delta, rank: Rank, energy: float | None) -> Factors | None:
@@ -286,9 +294,13 @@ def threads(count: int) -> Iterator[None]:
 @contextlib.contextmanager
 def _full_precision() -> Iterator[None]:
     """Products in float32 as they are, not in TF32, whose error no bound would know of."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
+    # The new name where torch has it: once that was set, torch refuses to read the old one.
+    products = torch.backends.cuda.matmul
+    new = hasattr(products, "fp32_precision")
+    name, exact = ("fp32_precision", "ieee") if new else ("allow_tf32", False)
+    before = getattr(products, name)
+    setattr(products, name, exact)
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+        setattr(products, name, before)

@@ -122,10 +122,11 @@ def _time_anchor(job: Job, pairing: Pairing) -> float:
     energy = section.energy if section is not None else None
     rank = section.rank if section is not None else None
     limit = rank or (DEFAULT_RANK if energy is None else "full")
-    with threads(1):
+    workers = at_once(pairing, limit)
+    with threads(torch.get_num_threads() // workers):
         factorise(delta, limit, energy)
     spent = time.perf_counter() - started
-    return spent * sum(sizes) / max(sizes) / at_once(pairing, limit)
+    return spent * sum(sizes) / max(sizes) / workers
 
 
 @dataclass
