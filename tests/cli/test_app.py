@@ -82,6 +82,12 @@ def test_help_names_every_command() -> None:
     assert all(name in anchor for name in ("build", "inspect", "push"))
 
 
+def test_help_tells_the_whole_of_what_a_command_does() -> None:
+    told = run_command("--help", environment={**PLAIN, "COLUMNS": "60"}).stdout
+    assert "exit 0 yes, 3 no, 4 too few to tell." in " ".join(told.split())
+    assert "..." not in told.partition("Commands:")[2]
+
+
 @pytest.fixture(scope="module")
 def loaded() -> dict[tuple[str, ...], set[str]]:
     """What each command's help loads that none before it did, all in one fresh process.

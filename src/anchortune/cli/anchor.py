@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from anchortune.cli.anchor_tables import print_comparison, print_report
+from anchortune.cli.groups import Group
 from anchortune.errors import AnchorError
 from anchortune.files import why_not_writable
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     help="Build an anchor, from two checkpoints or harmful data; look into it, share it.",
+    cls=Group,
     no_args_is_help=True,
     rich_markup_mode=None,  # as in app.py
 )

@@ -14,6 +14,7 @@ from anchortune.cli.basin import basin
 from anchortune.cli.drift import drift, separate
 from anchortune.cli.eval import evaluate
 from anchortune.cli.gate import gate
+from anchortune.cli.groups import Group
 from anchortune.cli.judge import app as judge_app
 from anchortune.cli.mix import mix
 from anchortune.cli.project import extrapolate, project
@@ -28,6 +29,7 @@ from anchortune.errors import AnchortuneError
 app = typer.Typer(
     name="anchortune",
     help="Fine-tune an aligned LLM without losing its safety.",
+    cls=Group,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # Rich takes as long to load as all the rest of --help

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from anchortune.cli.groups import Group
 from anchortune.cli.train import AsJson
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     help="Judge old answers again; measure a judge against labelled answers.",
+    cls=Group,
     no_args_is_help=True,
     rich_markup_mode=None,  # as in app.py
 )
