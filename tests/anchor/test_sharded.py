@@ -101,6 +101,7 @@ def same(sharded: nn.Module, plain: nn.Module) -> None:
     """Each process has its part of the gradient, placed as the parameter is."""
     from torch.distributed.tensor import distribute_tensor
 
+    assert any(parameter.grad is not None for parameter in plain.parameters())
     for mine, theirs in zip(sharded.parameters(), plain.parameters(), strict=True):
         if theirs.grad is not None:
             assert mine.grad.placements == mine.placements
