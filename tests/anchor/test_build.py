@@ -119,7 +119,7 @@ def test_how_many_are_worked_on_at_once_changes_no_bit(
 ) -> None:
     files = []
     for count in (1, 3):
-        monkeypatch.setattr(build, "AT_ONCE", count)
+        monkeypatch.setattr(build, "at_once", lambda *_, count=count: count)
         anchor = Anchor.from_checkpoints(llama_aligned, llama_base, target_modules="all-linear")
         files.append(serialise(anchor.modules, anchor.metadata))
     assert files[0] == files[1]
@@ -128,6 +128,7 @@ def test_how_many_are_worked_on_at_once_changes_no_bit(
 def test_what_is_worked_on_at_once_fits_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build.os, "sched_getaffinity", lambda _: range(16), raising=False)
     monkeypatch.setattr(build.os, "cpu_count", lambda: 16)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
 
     def count(rows: int, columns: int, rank: int | str = 32, modules: int = 9) -> int:
         pair = ModulePair("a", "a", "a", (rows, columns), "BF16", "BF16", transposed=False)
@@ -139,6 +140,8 @@ def test_what_is_worked_on_at_once_fits_its_memory(monkeypatch: pytest.MonkeyPat
     assert count(8192, 8192) == 3
     assert count(4096, 4096, "full") == 3
     assert count(128256, 8192) == 1
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert count(4096, 4096) == 2
     assert count(128256, 512) == 1  # a small side has an exact SVD, in float64
 
 

@@ -208,11 +208,12 @@ def at_once(pairing: Pairing, rank: Rank) -> int:
     """How many modules are worked on at the same time.
 
     One is read and hashed while another is computed, each on few threads: so no core waits, where
-    a product that is spread over all cores, beside a thread that reads, has them wait for it.
+    a product that is spread over all cores, beside a thread that reads, has them wait for it. No
+    more than torch's threads, by which a user, or a sweep of many processes, limits a process.
     """
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    largest = max(_bytes_at_work(pair, rank) for pair in pairing.modules)
-    return max(1, min(AT_ONCE, cores, len(pairing.modules), _AT_ONCE_BYTES // max(1, largest)))
+    fit = _AT_ONCE_BYTES // max(1, *(_bytes_at_work(pair, rank) for pair in pairing.modules))
+    return max(1, min(AT_ONCE, cores, torch.get_num_threads(), len(pairing.modules), fit))
 
 
 def _bytes_at_work(pair: ModulePair, rank: Rank) -> int:
