@@ -74,6 +74,6 @@ def test_peak_does_not_grow_with_the_number_of_layers(
     working = matrix * (2 if sides[0] > EXACT_MIN_DIM else 7)
     all_deltas = LAYERS * sum(3 * side**2 * 4 for side in sides)
     factors = 2 * LAYERS * sum(4 * 4 * 5 * side for side in sides)  # the result itself
-    # The two that are worked on at once may meet their peaks together in the large checkpoint alone.
+    # The two that are worked on at once may meet their peaks together in the large one alone.
     allowed = 2 * working + factors + (4 << 20)
     assert int(result.stdout) < allowed < all_deltas

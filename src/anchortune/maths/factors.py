@@ -17,7 +17,7 @@ ZERO_FRAC = 1e-6
 """Singular values below this share of the largest are rounding noise, and are dropped."""
 
 _ROUNDING_FRAC = 2.0**-21
-"""More than a norm made of float32 ones, and the float32 triplets, are off by in ``‖dW‖²``."""
+"""What a ``‖dW‖²`` made of norms in float32, and a ``Σσ²`` from products in it, are off by."""
 Rank = int | Literal["full"] | None
 
 
