@@ -185,6 +185,26 @@ def hold_little() -> None:
                     assert bytes_held <= 0.7 * start.numel() * start.element_size()
 
 
+def move_while_gathered() -> None:
+    """After a forward pass without backward, as in an evaluation, the root's weights are whole."""
+    model, anchor = made("lora")
+    model.head = nn.Linear(7, 3).double()  # trained without a penalty, in the root's group
+    torch.manual_seed(1)
+    model.head.reset_parameters()
+    plain = copy.deepcopy(model)
+    first = bind(anchor, model)
+    shard(model)
+    penalties = first, bind(anchor, model), bind(anchor, plain)
+    step(model, 2)
+    step(plain, 2)
+    for gathered in (False, True):
+        assert (type(model.head.weight).__name__ == "DTensor") is not gathered
+        *found, expected = (penalty.movement().unpenalised for penalty in penalties)
+        assert found == pytest.approx([expected] * 2, rel=1e-6)  # in float32
+        with torch.no_grad():
+            model(torch.ones(1, 7, dtype=torch.float64))
+
+
 def refuse() -> None:
     """What is sharded otherwise, or gathered at the moment."""
     from torch.distributed.device_mesh import init_device_mesh
@@ -256,6 +276,7 @@ def work() -> None:
     count()
     hold_little()
     in_a_loop()
+    move_while_gathered()
     refuse()
 
 

@@ -60,7 +60,9 @@ class Loose:
     def moved(self) -> float:
         """The squared distance from its start."""
         now = cast(Tensor, getattr(self.module, self.attribute)).detach()
-        return float((now.float() - self.start.to(now.device).float()).square().sum())
+        # FSDP2 leaves its root gathered after a forward pass: what was a DTensor may be none now.
+        start = _whole(self.start.to(now.device))
+        return float((_whole(now).float() - start.float()).square().sum())
 
 
 @dataclass
@@ -188,11 +190,13 @@ def _lora_target(
 
 
 def _away_from_zero(weight: Tensor) -> bool:
-    found = weight.detach().ne(0).sum()
     # Of a DTensor (FSDP2) a process may hold nothing, and all have to agree.
-    return bool(
-        cast("DTensor", found).full_tensor() if type(found).__name__ == "DTensor" else found
-    )
+    return bool(_whole(weight.detach().ne(0).sum()))
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """A DTensor put together, for which all processes have to ask; any other as it is."""
+    return cast("DTensor", tensor).full_tensor() if type(tensor).__name__ == "DTensor" else tensor
 
 
 def _refuse_variants(name: str, layer: nn.Module, adapter: str) -> None:
