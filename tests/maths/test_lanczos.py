@@ -90,6 +90,14 @@ def test_one_row_and_one_column_alone() -> None:
         assert float(found.sigma[0]) == pytest.approx(float(delta.norm()), rel=1e-5)
 
 
+@pytest.mark.parametrize("limit", [1, 4])
+def test_one_value_all_over_has_one_direction(limit: int) -> None:
+    """Float32 sums of one value are off by 1e-5, and what they leave is no new direction."""
+    found = leading_triplets(torch.full((700, 2048), 0.1), limit, most=350)
+    assert found is not None
+    assert float(found.sigma[0]) == pytest.approx(0.1 * (700 * 2048) ** 0.5, rel=1e-5)
+
+
 def test_a_target_is_reached_or_none_is_returned() -> None:
     delta = with_values(torch.ones(100), 300, 260)
     found = leading_triplets(delta, 260, target=50.0, most=260)
