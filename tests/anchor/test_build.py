@@ -160,6 +160,17 @@ def test_an_error_in_one_module_ends_the_build(
     assert len(seen) <= 4
 
 
+def test_a_difference_that_cannot_be_factorised_is_named(
+    llama_aligned: Path, llama_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> None:
+        raise torch.linalg.LinAlgError("failed to converge")
+
+    monkeypatch.setattr(build, "factorise", failing)
+    with pytest.raises(PairError, match=r"layers.0.self_attn.q_proj' is no weights' .* is broken"):
+        Anchor.from_checkpoints(llama_aligned, llama_base)
+
+
 @pytest.mark.parametrize(
     ("device", "text"),
     [

@@ -166,7 +166,13 @@ def _factorise(
     scratch = _Scratch(place)
 
     def work(pair: ModulePair) -> Factors | None:
-        factors = factorise(pairing.delta(pair, scratch.empty), rank, energy)
+        try:
+            factors = factorise(pairing.delta(pair, scratch.empty), rank, energy)
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+            raise PairError(
+                f"the difference in {pair.name!r} is no weights' (its squares overflow, or the "
+                "SVD fails): one of the checkpoints is broken"
+            ) from error
         _return_freed_memory()
         return factors
 
