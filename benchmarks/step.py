@@ -52,7 +52,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--pairs", type=int, default=200)
     parser.add_argument("--dense-pairs", type=int, default=5)
-    parser.add_argument("--only", help="of the shape's settings, the one whose names end so")
+    names = sorted({setting.name for settings in SETTINGS.values() for setting in settings})
+    parser.add_argument("--only", choices=names, help="one of the shape's settings")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rank", type=int, default=32, help="singular triplets of the anchor")
     parser.add_argument("--tokens", type=int, help="of each of the 8 rows")
@@ -69,6 +70,8 @@ def parse() -> argparse.Namespace:
     if options.output is None:
         name = "step" if options.shape == "smollm2-135m" else f"step_{options.shape}"
         options.output = RESULTS / f"{name}.json"
+    if options.only and options.only not in [setting.name for setting in SETTINGS[options.shape]]:
+        parser.error(f"{options.shape} has no setting {options.only}")
     return options
 
 
@@ -281,12 +284,12 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {}
     for setting in SETTINGS[options.shape]:
-        if options.only is not None and setting.suffix.strip("_") != options.only.strip("_"):
+        if options.only not in (None, setting.name):
             continue
         if setting.four_bits and importlib.util.find_spec("bitsandbytes") is None:
             print("4-bit weights are left out: bitsandbytes is not installed")
             continue
-        found[setting.suffix.strip("_") or "q_v"] = measure(options, setting, folder)
+        found[setting.name] = measure(options, setting, folder)
     if options.device == "cpu" and options.only is None and not options.smoke:
         found["7b_layer"] = layer_memory(options)
     ratios: dict[str, float] = {}

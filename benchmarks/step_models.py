@@ -51,6 +51,11 @@ class Setting:
     checkpointing: bool = False
     four_bits: bool = False
 
+    @property
+    def name(self) -> str:
+        """What ``--only`` calls it."""
+        return self.suffix.strip("_") or "q_v"
+
 
 SETTINGS = {
     "smollm2-135m": [Setting(""), Setting("_all_linear", LINEAR)],
