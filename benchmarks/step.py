@@ -224,6 +224,7 @@ def interval(values: list[float], draws: int = 4000) -> tuple[float, float]:
 def measure(options: argparse.Namespace, setting: Setting, folder: Path) -> dict[str, Any]:
     """All figures of one setting; its ratios under ``ratios``."""
     bench = Bench(options, setting)
+    bench.step("lora")  # where all pairs were kept, the update would be 0 in what follows
     end = setting.suffix
     rows = bench.pairs(options.pairs, lambda: bench.step("asft"), folder / f"asft{end}.jsonl")
     wall = [row[2] / row[0] for row in rows]
