@@ -22,6 +22,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from published import answer_alone
 
 from anchortune.evaluation.config import CandidateSection, EvalMachine, GenerationSection
 from anchortune.evaluation.engine import make_engine
@@ -103,18 +104,8 @@ def one_at_a_time(
     answers = []
     with Clock(model.device) as clock:
         for item in items:
-            ids = torch.tensor([engine.encode(item)], device=model.device)
-            output = model.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=new_tokens,
-                do_sample=False,
-                use_cache=True,
-                eos_token_id=ends,
-                pad_token_id=ends[0],
-            )
-            text = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
-            answers.append(text.strip())
+            prompt = engine.encode(item)
+            answers.append(answer_alone(model, tokenizer, prompt, new_tokens, ends))
     return clock, answers
 
 

@@ -108,6 +108,24 @@ def train(settings: dict[str, Any], out: Path) -> dict[str, Any]:
     return {"anchor": made}
 
 
+def answer_alone(
+    model: Any, tokenizer: Any, prompt: list[int], new_tokens: int, ends: list[int]
+) -> str:
+    """The greedy answer of Transformers' ``generate``, with its cache, to one prompt's tokens."""
+    ids = torch.tensor([prompt], device=model.device)
+    found = model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=new_tokens,
+        do_sample=False,
+        use_cache=True,
+        eos_token_id=ends,
+        pad_token_id=ends[0],
+    )
+    text: str = tokenizer.decode(found[0, ids.shape[1] :], skip_special_tokens=True)
+    return text.strip()
+
+
 @torch.inference_mode()
 def evaluate(settings: dict[str, Any], out: Path) -> dict[str, Any]:
     """Answers every prompt alone, in the file's order."""
@@ -119,16 +137,9 @@ def evaluate(settings: dict[str, Any], out: Path) -> dict[str, Any]:
     for name, limit in (("harmful", settings["new_tokens"]), ("task", settings["task_tokens"])):
         for line in Path(settings[name]).read_text(encoding="utf-8").splitlines():
             prompt = json.loads(line)["prompt"]
-            ids = torch.tensor([encode(tokenizer, Item(name, prompt))], device=model.device)
-            found = model.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=limit,
-                do_sample=False,
-                eos_token_id=ends,
-                pad_token_id=ends[0],
+            text = answer_alone(
+                model, tokenizer, encode(tokenizer, Item(name, prompt)), limit, ends
             )
-            text = tokenizer.decode(found[0, ids.shape[1] :], skip_special_tokens=True).strip()
             answers.append({"set": name, "prompt": prompt, "answer": text})
     lines = [json.dumps(answer, ensure_ascii=False) for answer in answers]
     (out / "answers.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")

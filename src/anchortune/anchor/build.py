@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -237,13 +238,8 @@ def factorise(delta: Delta, rank: Rank, energy: float | None) -> Factors | None:
         return factors if factors.norm > SAME_FRAC * delta.size else None
     if delta.dense is None or delta.norm is None or delta.norm <= SAME_FRAC * delta.size:
         return None
-    factors = factorise_dense(delta.dense, rank, energy, norm=delta.norm)
-    return factors if delta.dense.device.type == "cpu" else _on_cpu(factors)
-
-
-def _on_cpu(factors: Factors) -> Factors:
-    left, sigma, right = factors.left.cpu(), factors.sigma.cpu(), factors.right.cpu()
-    return Factors(left, sigma, right, factors.norm, factors.tail)
+    found = factorise_dense(delta.dense, rank, energy, norm=delta.norm)
+    return replace(found, left=found.left.cpu(), sigma=found.sigma.cpu(), right=found.right.cpu())
 
 
 def factorise_matrix(dense: Tensor, rank: Rank, energy: float | None = None) -> Factors:

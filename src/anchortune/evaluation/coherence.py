@@ -7,7 +7,6 @@ thresholds are lenient, so that what is flagged is broken; beside each is what i
 
 from __future__ import annotations
 
-import inspect
 import re
 import unicodedata
 import zlib
@@ -140,7 +139,7 @@ def likelihoods(
     """
     import torch
 
-    from anchortune.evaluation.decode import Row, begin
+    from anchortune.evaluation.decode import Row, begin, last_alone
     from anchortune.evaluation.generate import render_prompt
 
     pairs: list[tuple[list[int], list[int]]] = []
@@ -154,7 +153,7 @@ def likelihoods(
     order = sorted(
         (i for i, (_, answer) in enumerate(pairs) if answer), key=lambda i: -sum(map(len, pairs[i]))
     )
-    keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+    keeps = bool(last_alone(model))
     training = model.training
     model.eval()
     with torch.inference_mode():

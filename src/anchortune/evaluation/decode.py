@@ -98,7 +98,7 @@ def decode(
         on_row: told a row's ``index`` and how it goes on.
     """
     accepted = inspect.signature(model.forward).parameters
-    last = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+    last = last_alone(model)
     shared, cache = begin(model, rows)
     ids, mask = _padded(rows, shared, ends[0])
     ids, mask = ids.to(model.device), mask.to(model.device)
@@ -146,6 +146,12 @@ def decode(
             alive = [alive[at] for at in keep]
 
 
+def last_alone(model: Any) -> dict[str, Any]:
+    """The keyword that keeps the last position's logits alone; none where a model takes none."""
+    accepted = inspect.signature(model.forward).parameters
+    return {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+
+
 def begin(model: Any, rows: Sequence[Row]) -> tuple[int, dict[str, Any]]:
     """Runs what all rows begin with alike, once.
 
@@ -161,9 +167,8 @@ def begin(model: Any, rows: Sequence[Row]) -> tuple[int, dict[str, Any]]:
     if not shared:
         return 0, {}
     accepted = inspect.signature(model.forward).parameters
-    last = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
     start = torch.tensor([rows[0].ids[:shared]], device=model.device)
-    begun = model(input_ids=start, use_cache=True, **last)
+    begun = model(input_ids=start, use_cache=True, **last_alone(model))
     name = next(n for n in _CACHES if n in accepted and begun.get(n) is not None)
     if not _can_repeat(begun[name]):  # a state that would run on through padding
         return 0, {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -118,7 +118,7 @@ def _time_anchor(job: Job, pairing: Pairing) -> float:
     sizes = [pair.shape[0] * pair.shape[1] for pair in pairing.modules]
     largest = pairing.modules[sizes.index(max(sizes))]
     started = time.perf_counter()
-    delta = next(replace(pairing, modules=[largest]).deltas())
+    delta = pairing.delta(largest)
     energy = section.energy if section is not None else None
     rank = section.rank if section is not None else None
     limit = rank or (DEFAULT_RANK if energy is None else "full")

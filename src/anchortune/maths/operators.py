@@ -110,11 +110,7 @@ def weighted(gradients: Gradients, weights: Tensor) -> Gradients:
     return Gradients(gradients.value * weights, gradients.b * lift, None if a is None else a * lift)
 
 
-def _t(matrix: Tensor) -> Tensor:
-    return matrix.transpose(-1, -2)
-
-
-def _dot(left: Tensor, right: Tensor) -> Tensor:
+def dot(left: Tensor, right: Tensor) -> Tensor:
     """``⟨left, right⟩`` of each pair of matrices in the stacks, (n,)."""
     return (left * right).sum(dim=(-2, -1))
 
@@ -125,14 +121,14 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
     BLAS takes up to six times as long to write many rows of r numbers as r long rows.
     """
     if left.shape[-2] > right.shape[-1]:
-        return _t(_t(right) @ _t(left))
+        return (right.mT @ left.mT).mT
     return left @ right
 
 
 def _less(whole: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """``whole − left @ right`` in one pass, laid out as ``_product`` does."""
     if left.shape[-2] > right.shape[-1]:
-        return _t(torch.baddbmm(_t(whole), _t(right), _t(left), alpha=-1))
+        return torch.baddbmm(whole.mT, right.mT, left.mT, alpha=-1).mT
     return torch.baddbmm(whole, left, right, alpha=-1)
 
 
@@ -140,8 +136,8 @@ def _lifted(b: Tensor, a: Tensor | None, inner: Tensor) -> Gradients:
     """Gradients of ``⟨bᵀ·b, A·Aᵀ⟩`` given ``inner = ∂/∂(b) / 2`` with A held, all through ``b``."""
     if a is None:
         return Gradients(b.square().sum(dim=(-2, -1)), 2 * inner, None)
-    gram_b, gram_a = _t(b) @ b, a @ _t(a)
-    return Gradients(_dot(gram_b, gram_a), _product(inner, 2 * gram_a), (2 * gram_b) @ a)
+    gram_b, gram_a = b.mT @ b, a @ a.mT
+    return Gradients(dot(gram_b, gram_a), _product(inner, 2 * gram_a), (2 * gram_b) @ a)
 
 
 def energy(b: Tensor, a: Tensor | None) -> Gradients:
@@ -167,7 +163,7 @@ def one_sided(
     eigenvalues are 1, so that ``(I − C)E = E``.
     """
     left, c = projection.left, projection.weight.unsqueeze(-1)
-    inside = _product(_t(left), b)
+    inside = _product(left.mT, b)
     if side == "along":
         return _lifted_through(left, c * inside, c, a)
     if free:
@@ -194,33 +190,33 @@ def two_sided(
     ``‖(I − UUᵀ)X‖² + ‖UᵀX(I − VVᵀ)‖²``, so that nothing cancels, and ``free·‖UᵀXV‖²``.
     """
     left, right = projection.left, projection.right
-    inside = _product(_t(left), b)
+    inside = _product(left.mT, b)
     if a is None:
         core = inside @ right
         if side == "along":
-            return Gradients(core.square().sum(dim=(-2, -1)), 2 * left @ core @ _t(right), None)
-        kept = core @ _t(right)
+            return Gradients(core.square().sum(dim=(-2, -1)), 2 * left @ core @ right.mT, None)
+        kept = core @ right.mT
         outside, leak = _less(b, left, inside), inside - kept
         value = outside.square().sum(dim=(-2, -1)) + leak.square().sum(dim=(-2, -1))
         if free:
             value, leak = value + free * core.square().sum(dim=(-2, -1)), leak + free * kept
         return Gradients(value, 2 * (outside + left @ leak), None)
     core_a = a @ right
-    gram_inside = _t(inside) @ inside
+    gram_inside = inside.mT @ inside
     if side == "along":
-        gram_core = core_a @ _t(core_a)
+        gram_core = core_a @ core_a.mT
         return Gradients(
-            _dot(gram_inside, gram_core),
+            dot(gram_inside, gram_core),
             _product(left, 2 * inside @ gram_core),
-            (2 * gram_inside @ core_a) @ _t(right),
+            (2 * gram_inside @ core_a) @ right.mT,
         )
-    outside, leak_a = _less(b, left, inside), _less(a, core_a, _t(right))
-    gram_outside, gram_a, gram_leak = _t(outside) @ outside, a @ _t(a), leak_a @ _t(leak_a)
+    outside, leak_a = _less(b, left, inside), _less(a, core_a, right.mT)
+    gram_outside, gram_a, gram_leak = outside.mT @ outside, a @ a.mT, leak_a @ leak_a.mT
     if free:
-        gram_leak = gram_leak + free * core_a @ _t(core_a)
-        leak_a = torch.baddbmm(leak_a, core_a, _t(right), alpha=free)
+        gram_leak = gram_leak + free * core_a @ core_a.mT
+        leak_a = torch.baddbmm(leak_a, core_a, right.mT, alpha=free)
     return Gradients(
-        _dot(gram_outside, gram_a) + _dot(gram_inside, gram_leak),
+        dot(gram_outside, gram_a) + dot(gram_inside, gram_leak),
         _less(_product(outside, 2 * gram_a), left, -2 * inside @ gram_leak),
         torch.baddbmm((2 * gram_outside) @ a, 2 * gram_inside, leak_a),
     )
@@ -230,12 +226,12 @@ def along(b: Tensor, a: Tensor | None, projection: Projection) -> Gradients:
     """``⟨X, D⟩`` of each update with the unit vector ``D = U diag(weight) Vᵀ``; gradients."""
     left, right = projection.left, projection.right
     weight = projection.weight.unsqueeze(-1)
-    inside = weight * _product(_t(left), b)
+    inside = weight * _product(left.mT, b)
     if a is None:
-        return Gradients(_dot(_t(inside), right), left @ (weight * _t(right)), None)
-    core_a = weight * _t(a @ right)
+        return Gradients(dot(inside.mT, right), left @ (weight * right.mT), None)
+    core_a = weight * (a @ right).mT
     gradient_b = _product(left, core_a)
-    return Gradients(_dot(b, gradient_b), gradient_b, _t(inside) @ _t(right))
+    return Gradients(dot(b, gradient_b), gradient_b, inside.mT @ right.mT)
 
 
 def directional(
@@ -260,13 +256,26 @@ def directional(
         inner: ``along(b, a, projection)``, where the caller has it.
     """
     inner = inner or along(b, a, projection)
+    return by_direction(inner, None if side == "along" else energy(b, a), total, free)
+
+
+def by_direction(
+    inner: Gradients, whole: Gradients | None, total: Tensor | None, free: float
+) -> Gradients:
+    """``directional`` from ``⟨X, D⟩`` and, of the off side, ``‖X‖²``.
+
+    Args:
+        inner: what ``along`` gives.
+        whole: what ``energy`` gives; None on the along side.
+        total: see ``directional``.
+        free: see ``directional``.
+    """
     factor = inner.value if total is None else total.expand_as(inner.value)
     value, lift = inner.value * factor, 2 * factor[:, None, None]
-    if side == "off" and free:
-        value, lift = (1 - free) * value, (1 - free) * lift
-    if side == "along":
+    if whole is None:
         return Gradients(value, lift * inner.b, None if inner.a is None else lift * inner.a)
-    whole = energy(b, a)
+    if free:
+        value, lift = (1 - free) * value, (1 - free) * lift
     rest = whole.value - value
     if total is None:
         rest = rest.clamp(min=0)
@@ -321,16 +330,16 @@ def shares(b: Tensor, a: Tensor | None, left: Tensor, right: Tensor, unit: Tenso
         right: (n, d_in, k).
         unit: singular values of the unit vector D of each module, (n, k).
     """
-    inside = _product(_t(left), b)
+    inside = _product(left.mT, b)
     if a is None:
         return Shares(
             b.square().sum(dim=(-2, -1)),
             inside.square().sum(dim=(-2, -1)),
-            _dot(_t(inside), right * unit.unsqueeze(-2)),
+            dot(inside.mT, right * unit.unsqueeze(-2)),
         )
-    gram_a = a @ _t(a)
+    gram_a = a @ a.mT
     return Shares(
-        _dot(_t(b) @ b, gram_a),
-        _dot(_t(inside) @ inside, gram_a),
-        _dot(_t(inside), (a @ right) * unit.unsqueeze(-2)),
+        dot(b.mT @ b, gram_a),
+        dot(inside.mT @ inside, gram_a),
+        dot(inside.mT, (a @ right) * unit.unsqueeze(-2)),
     )

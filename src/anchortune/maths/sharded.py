@@ -20,7 +20,15 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor
 
-from anchortune.maths.operators import Gradients, Operator, Projection, Shares, Side
+from anchortune.maths.operators import (
+    Gradients,
+    Operator,
+    Projection,
+    Shares,
+    Side,
+    by_direction,
+    dot,
+)
 
 T = TypeVar("T")
 Rounds = Generator[list[Tensor], list[Tensor], T]
@@ -57,14 +65,6 @@ def together(rounds: Sequence[Rounds[T]], reduce: Reduce) -> list[T]:
     return [results[index] for index in range(len(rounds))]
 
 
-def _t(matrix: Tensor) -> Tensor:
-    return matrix.transpose(-1, -2)
-
-
-def _dot(left: Tensor, right: Tensor) -> Tensor:
-    return (left * right).sum(dim=(-2, -1))
-
-
 def _squares(matrix: Tensor) -> Tensor:
     return matrix.square().sum(dim=(-2, -1))
 
@@ -74,8 +74,8 @@ def energy(b: Tensor, a: Tensor | None) -> Rounds[Gradients]:
     if a is None:
         [value] = yield [_squares(b)]
         return Gradients(value, 2 * b, None)
-    gram_b, gram_a = yield [_t(b) @ b, a @ _t(a)]
-    return Gradients(_dot(gram_b, gram_a), 2 * b @ gram_a, 2 * gram_b @ a)
+    gram_b, gram_a = yield [b.mT @ b, a @ a.mT]
+    return Gradients(dot(gram_b, gram_a), 2 * b @ gram_a, 2 * gram_b @ a)
 
 
 def one_sided(
@@ -83,17 +83,17 @@ def one_sided(
 ) -> Rounds[Gradients]:
     """The penalty of ``gram`` and ``subspace``; see ``operators.one_sided``."""
     left, c = projection.left, projection.weight.unsqueeze(-1)
-    inside, gram_a = _t(left) @ b, None
+    inside, gram_a = left.mT @ b, None
     if a is not None:
-        inside, gram_a = yield [inside, a @ _t(a)]
+        inside, gram_a = yield [inside, a @ a.mT]
     elif cut == "rows":
         [inside] = yield [inside]
     if side == "along":
         kept = c * inside
         if a is not None and gram_a is not None:
-            gram = _t(kept) @ kept
+            gram = kept.mT @ kept
             lift = left @ (2 * c * kept @ gram_a)
-            return Gradients(_dot(gram, gram_a), lift, 2 * gram @ a)
+            return Gradients(dot(gram, gram_a), lift, 2 * gram @ a)
         value = _squares(kept)
         if cut == "columns":
             [value] = yield [value]
@@ -105,8 +105,8 @@ def one_sided(
     if a is None or gram_a is None:
         [value] = yield [_squares(outside)]
         return Gradients(value, lift, None)
-    [gram] = yield [_t(outside) @ outside]
-    return Gradients(_dot(gram, gram_a), lift @ gram_a, 2 * gram @ a)
+    [gram] = yield [outside.mT @ outside]
+    return Gradients(dot(gram, gram_a), lift @ gram_a, 2 * gram @ a)
 
 
 def two_sided(
@@ -114,24 +114,24 @@ def two_sided(
 ) -> Rounds[Gradients]:
     """The penalty of ``subspace2``; see ``operators.two_sided``."""
     left, right = projection.left, projection.right
-    inside = _t(left) @ b
+    inside = left.mT @ b
     if a is None:
         return (yield from _two_sided_whole(b, inside, projection, side, free, cut))
-    inside, core_a, gram_a = yield [inside, a @ right, a @ _t(a)]
-    gram_inside, gram_core = _t(inside) @ inside, core_a @ _t(core_a)
-    kept_a = core_a @ _t(right)
+    inside, core_a, gram_a = yield [inside, a @ right, a @ a.mT]
+    gram_inside, gram_core = inside.mT @ inside, core_a @ core_a.mT
+    kept_a = core_a @ right.mT
     if side == "along":
         return Gradients(
-            _dot(gram_inside, gram_core),
+            dot(gram_inside, gram_core),
             2 * left @ (inside @ gram_core),
             2 * gram_inside @ kept_a,
         )
     outside, leak_a = b - left @ inside, a - kept_a
-    gram_outside, gram_leak = yield [_t(outside) @ outside, leak_a @ _t(leak_a)]
+    gram_outside, gram_leak = yield [outside.mT @ outside, leak_a @ leak_a.mT]
     if free:
         gram_leak, leak_a = gram_leak + free * gram_core, leak_a + free * kept_a
     return Gradients(
-        _dot(gram_outside, gram_a) + _dot(gram_inside, gram_leak),
+        dot(gram_outside, gram_a) + dot(gram_inside, gram_leak),
         2 * (outside @ gram_a + left @ (inside @ gram_leak)),
         2 * (gram_outside @ a + gram_inside @ leak_a),
     )
@@ -147,7 +147,7 @@ def _two_sided_whole(
         core = inside @ right
     else:
         [core] = yield [inside @ right]
-    kept = core @ _t(right)
+    kept = core @ right.mT
     if side == "along":
         return Gradients(_squares(core), 2 * left @ kept, None)
     outside, leak = b - left @ inside, inside - kept
@@ -167,10 +167,10 @@ def along(b: Tensor, a: Tensor | None, projection: Projection) -> Rounds[Gradien
     left, right = projection.left, projection.right
     weighted = left * projection.weight.unsqueeze(-2)
     if a is None:
-        [value] = yield [_dot(_t(_t(weighted) @ b), right)]
-        return Gradients(value, weighted @ _t(right), None)
-    inside, core_a = yield [_t(weighted) @ b, a @ right]
-    return Gradients(_dot(_t(inside), core_a), weighted @ _t(core_a), _t(inside) @ _t(right))
+        [value] = yield [dot((weighted.mT @ b).mT, right)]
+        return Gradients(value, weighted @ right.mT, None)
+    inside, core_a = yield [weighted.mT @ b, a @ right]
+    return Gradients(dot(inside.mT, core_a), weighted @ core_a.mT, inside.mT @ right.mT)
 
 
 def directional(
@@ -183,20 +183,8 @@ def directional(
 ) -> Rounds[Gradients]:
     """The penalty of ``direction``; see ``operators.directional``."""
     inner = yield from along(b, a, projection)
-    factor = inner.value if total is None else total.expand_as(inner.value)
-    value, lift = inner.value * factor, 2 * factor[:, None, None]
-    if side == "off" and free:
-        value, lift = (1 - free) * value, (1 - free) * lift
-    gradient_a = None if inner.a is None else lift * inner.a
-    if side == "along":
-        return Gradients(value, lift * inner.b, gradient_a)
-    whole = yield from energy(b, a)
-    rest = whole.value - value
-    return Gradients(
-        rest.clamp(min=0) if total is None else rest,
-        whole.b - lift * inner.b,
-        None if whole.a is None or gradient_a is None else whole.a - gradient_a,
-    )
+    whole = None if side == "along" else (yield from energy(b, a))
+    return by_direction(inner, whole, total, free)
 
 
 def penalty(
@@ -241,17 +229,17 @@ def shares(
     b: Tensor, a: Tensor | None, left: Tensor, right: Tensor, unit: Tensor, cut: Cut = "rows"
 ) -> Rounds[Shares]:
     """Energy, its part inside the left subspace, and ``⟨X, D⟩``; see ``operators.shares``."""
-    inside = _t(left) @ b
+    inside = left.mT @ b
     if a is not None:
-        inside, core_a, gram_b, gram_a = yield [inside, a @ right, _t(b) @ b, a @ _t(a)]
+        inside, core_a, gram_b, gram_a = yield [inside, a @ right, b.mT @ b, a @ a.mT]
         return Shares(
-            _dot(gram_b, gram_a),
-            _dot(_t(inside) @ inside, gram_a),
-            _dot(_t(inside), core_a * unit.unsqueeze(-2)),
+            dot(gram_b, gram_a),
+            dot(inside.mT @ inside, gram_a),
+            dot(inside.mT, core_a * unit.unsqueeze(-2)),
         )
     scaled = right * unit.unsqueeze(-2)
     if cut == "rows":
         inside, whole = yield [inside, _squares(b)]
-        return Shares(whole, _squares(inside), _dot(_t(inside), scaled))
-    found = yield [_squares(b), _squares(inside), _dot(_t(inside), scaled)]
+        return Shares(whole, _squares(inside), dot(inside.mT, scaled))
+    found = yield [_squares(b), _squares(inside), dot(inside.mT, scaled)]
     return Shares(*found)
