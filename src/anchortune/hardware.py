@@ -69,7 +69,7 @@ def pick_dtype(name: str = "auto", device: torch.device | None = None) -> torch.
 
 
 #: Rows at a time beyond which nothing is gained, by kind of device.
-_MOST_ROWS = {"cuda": 256, "mps": 64, "cpu": 32}
+_MOST_ROWS = {"cuda": 256, "mps": 64, "cpu": 64}
 #: The share of the free memory that a batch may plan with; the rest is for what it cannot foresee.
 _USED_FRAC = {"cuda": 0.7, "mps": 0.5, "cpu": 0.4}
 
@@ -115,4 +115,4 @@ def batch_rows(model: Any, tokens: int, free: int, kind: str | None = None) -> i
     row = tokens * (cache + activations) + logits
     kind = kind or model.device.type
     fits = int(free * _USED_FRAC.get(kind, 0.4) / row)
-    return max(1, min(fits, _MOST_ROWS.get(kind, 32)))
+    return max(1, min(fits, _MOST_ROWS.get(kind, 64)))
