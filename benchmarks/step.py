@@ -11,6 +11,8 @@ or plus what a whole step's peak rises by (``peak``). On a GPU the dense operato
 host. That both penalties compute one number is checked with the operator ``gram``.
 
 Pairs are kept in ``--work`` as they are measured, and a run that was stopped goes on there.
+``--only`` measures one setting again and leaves the others of the result file as they are; each
+says when it was measured, and the hash of the sources that were.
 ``--shape llama-2-7b --device cuda`` takes random bf16 weights and 8 × 256 tokens, with and without
 gradient checkpointing, and in 4 bits where bitsandbytes is installed; ``--smoke`` is a tiny model.
 Writes ``benchmarks/results/step.json``.
@@ -268,6 +270,15 @@ def measure(options: argparse.Namespace, setting: Setting, folder: Path) -> dict
     }
 
 
+def earlier(path: Path, same: dict[str, Any]) -> dict[str, Any]:
+    """The settings that an earlier run measured on the same machine, asked for the same."""
+    if not path.is_file():
+        return {}
+    result = json.loads(path.read_text(encoding="utf-8"))
+    found: dict[str, Any] = result["settings"]
+    return found if all(result[name] == value for name, value in same.items()) else {}
+
+
 def main() -> None:
     """Measures each setting of the shape, prints the ratios, writes the file."""
     options = parse()
@@ -283,19 +294,24 @@ def main() -> None:
     }
     folder = options.work / "-".join([*map(str, asked.values()), source()])
     folder.mkdir(parents=True, exist_ok=True)
-    found: dict[str, Any] = {}
+    found = earlier(options.output, {**asked, **machine}) if options.only else {}
     for setting in SETTINGS[options.shape]:
         if options.only not in (None, setting.name):
             continue
         if setting.four_bits and importlib.util.find_spec("bitsandbytes") is None:
             print("4-bit weights are left out: bitsandbytes is not installed")
             continue
-        found[setting.name] = measure(options, setting, folder)
+        found[setting.name] = {
+            "created": now(),
+            "source": source(),
+            **measure(options, setting, folder),
+        }
     if options.device == "cpu" and options.only is None and not options.smoke:
         found["7b_layer"] = layer_memory(options)
     ratios: dict[str, float] = {}
     for part in found.values():
-        ratios |= {name: round(value, 4) for name, value in part.pop("ratios").items()}
+        part["ratios"] = {name: round(value, 4) for name, value in part["ratios"].items()}
+        ratios |= part["ratios"]
     result = {"created": now(), "ratios": ratios, **asked, "settings": found, **machine}
     write_json(options.output, result)
     print(json.dumps(ratios, indent=1))
