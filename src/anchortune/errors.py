@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+#: Characters of a sentence that are shown; a longer one carries somebody's data with it.
+LONGEST = 1000
+
 
 class AnchortuneError(Exception):
     """A mistake in what was given (file, column, shape, flag); the command line exits with 2."""
@@ -39,3 +42,17 @@ class EvaluationError(AnchortuneError):
 
 class JobError(AnchortuneError):
     """A job that cannot be run as it stands: its folder is in use, or its parts do not agree."""
+
+
+def sentence(error: BaseException | str) -> str:
+    """What an error says, on one line, fit for a terminal.
+
+    Names of files, columns and tensors come from whoever made the file: what no terminal should
+    print (codes, line breaks, marks that turn the writing round) is written out as an escape, and
+    the middle of a long text is left out.
+    """
+    text = str(error) or type(error).__name__
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
+    line = " ".join(text.split())
+    return "".join(mark if mark.isprintable() else ascii(mark)[1:-1] for mark in line)

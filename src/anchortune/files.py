@@ -47,6 +47,19 @@ def sha256_text(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", errors="replace")).hexdigest()
 
 
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: it is no JSON (or not UTF-8), or its lists or objects lie in each other so deep
+            that nothing wrote them but to break a reader.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("its lists and objects lie too deep in each other") from None
+
+
 def why_not_writable(path: str | Path) -> str | None:
     """Why no file can be written at ``path``, its folders made where missing; None if one can."""
     final = Path(path)

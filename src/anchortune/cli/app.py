@@ -24,7 +24,7 @@ from anchortune.cli.status import status
 from anchortune.cli.sweep import sweep
 from anchortune.cli.table import plot, table
 from anchortune.cli.train import train
-from anchortune.errors import AnchortuneError
+from anchortune.errors import AnchortuneError, sentence
 
 app = typer.Typer(
     name="anchortune",
@@ -76,12 +76,12 @@ def main() -> None:
     try:
         app()
     except AnchortuneError as error:
-        typer.echo(f"anchortune: {error}", err=True)
+        typer.echo(f"anchortune: {sentence(error)}", err=True)
         sys.exit(error.exit_code)
     except BrokenPipeError:  # the reader of stdout has gone; nobody made a mistake
         raise
     except OSError as error:
         reason = error.strerror or (str(error).splitlines() or [type(error).__name__])[0]
         place = f"{error.filename}: " if error.filename is not None else ""
-        typer.echo(f"anchortune: {place}{reason}", err=True)
+        typer.echo(f"anchortune: {sentence(place + reason)}", err=True)
         sys.exit(AnchortuneError.exit_code)
