@@ -19,6 +19,7 @@ ORDER = [
     *(
         "_version",
         "errors",
+        "untrusted",
         "files",
         "hardware",
         "chat",
@@ -29,6 +30,7 @@ ORDER = [
         "config",
         "config_io",
         "record",
+        "lock",
     ),
     *(
         "run_folder",

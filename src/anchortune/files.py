@@ -3,14 +3,40 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+#: ``.NAME.RANDOM.part`` and the suffix of NAME, as below.
+_TEMPORARY = re.compile(r"\..+\.part(?:\.[^.]*)?")
+#: Errors of a disk, whatever was being done.
+DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
+_FULL = "free some room there and run the same command again, which goes on"
+_RIGHTS = "change its rights, or name another place"
+_MENDS = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EROFS: "name a place that may be written to",
+    errno.EACCES: _RIGHTS,
+    errno.EPERM: _RIGHTS,
+    errno.ENOENT: "put it there, or name another",
+    errno.EMFILE: "let a process open more files (ulimit -n)",
+    errno.EIO: "see whether the disk is whole, then run the same command again",
+}
+#: A disk with less room than this is full, where a library does not say why it could not write.
+_FULL_BYTES = 2**24
 
 
 def _digest(stream: BinaryIO) -> str:
@@ -75,49 +101,199 @@ def why_not_writable(path: str | Path) -> str | None:
     return None
 
 
+def flocked(descriptor: int, *, wait: bool = True) -> bool:
+    """Takes the kernel's lock on an open file or folder, which ends with the descriptor.
+
+    Args:
+        descriptor: of the file or folder.
+        wait: for whoever holds it.
+
+    Returns:
+        False where somebody else holds it, or where the system or the disk has no such locks.
+    """
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        return False
+    return True
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a name in a folder is one that ``atomic_path`` or ``atomic_directory`` gives.
+
+    Such a thing is still being written, or its writer was killed: it is never read.
+    """
+    return _TEMPORARY.fullmatch(name) is not None
+
+
+def _clear(final: Path) -> None:
+    """Takes away what killed writers of ``final`` left beside it.
+
+    A living one holds the kernel's lock on what it writes.
+    """
+    for entry in os.scandir(final.parent):
+        if not (entry.name.startswith(f".{final.name}.") and is_temporary(entry.name)):
+            continue
+        descriptor = _opened(Path(entry.path))
+        if descriptor is not None:
+            if flocked(descriptor, wait=False):
+                _remove(Path(entry.path))
+            os.close(descriptor)
+
+
+def _opened(path: Path) -> int | None:
+    """A descriptor to lock; None where there is nothing any more, or nothing that can be locked."""
+    if fcntl is None:
+        return None
+    try:
+        return os.open(path, os.O_RDONLY)
+    except OSError:
+        return None
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _temporary(final: Path, make: Callable[[], Path]) -> Iterator[Path]:
+    """What ``make`` makes beside ``final``, locked while it is written, and gone at the end."""
+    with naming(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        _clear(final)
+        while True:
+            temporary = make()
+            descriptor = _opened(temporary)
+            if descriptor is not None:
+                flocked(descriptor)
+            if temporary.exists():
+                break  # else another writer took it, not yet locked, for a killed one's
+            if descriptor is not None:
+                os.close(descriptor)
+        try:
+            yield temporary
+        finally:
+            _remove(temporary)
+            if descriptor is not None:
+                os.close(descriptor)
+
+
+@contextlib.contextmanager
+def naming(final: str | Path) -> Iterator[None]:
+    """Errors of writing, as an ``OSError`` that names ``final``.
+
+    Python does not say which file a disk was too full for, and the libraries that write tensors
+    have errors of their own for it.
+
+    Args:
+        final: what is being written.
+
+    Raises:
+        OSError: something could not be written.
+    """
+    place = Path(final)
+    try:
+        yield
+    except OSError as error:
+        named = error.filename
+        parts = Path(named).parts if isinstance(named, str | Path) else ()
+        beside = any(part.startswith(f".{place.name}.") for part in parts)
+        if error.errno is not None and (named is None or beside):
+            error.filename, error.filename2 = str(final), None
+        raise
+    except Exception as error:
+        number = _error_number(error, place)
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), str(final)) from error
+
+
+def explained(error: OSError) -> str:
+    """An error of the system as one sentence: the place, what is wrong, the mend."""
+    reason = error.strerror or (str(error).splitlines() or [type(error).__name__])[0]
+    place = f"{error.filename}: " if error.filename is not None else ""
+    mend = _MENDS.get(error.errno or 0)
+    return f"{place}{reason}; {mend}." if mend else f"{place}{reason}"
+
+
+def _error_number(error: Exception, final: Path) -> int | None:
+    """The system's number of an error of safetensors or torch in writing; None of any other."""
+    text = str(error)
+    if type(error).__name__ == "SafetensorError":
+        told = re.search(r"os error (\d+)|\bcode: (\d+)", text)
+        return int(told[1] or told[2]) if told is not None else None
+    if isinstance(error, RuntimeError) and re.search("PytorchStreamWriter|iostream error", text):
+        place = final if final.is_dir() else final.parent
+        return errno.ENOSPC if shutil.disk_usage(place).free < _FULL_BYTES else errno.EIO
+    return None
+
+
+def _sync(file: Path) -> None:
+    """Has the disk take what was written, before a rename says that it is there."""
+    with file.open("rb+" if fcntl is None else "rb") as stream:
+        os.fsync(stream.fileno())
+
+
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """A temporary path beside ``path``, renamed to it on success and removed after an exception.
 
     The rename is atomic, so a reader sees the old file, the new file or none, never half of one.
+    What a killed writer left is taken away by the next one of the same name.
+
+    Raises:
+        OSError: naming ``path``: it cannot be written.
     """
     final = Path(path)
-    final.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(
-        dir=final.parent, prefix=f".{final.name}.", suffix=".part" + final.suffix
-    )
-    os.close(descriptor)
-    temporary = Path(name)
-    try:
+
+    def make() -> Path:
+        descriptor, name = tempfile.mkstemp(
+            dir=final.parent, prefix=f".{final.name}.", suffix=".part" + final.suffix
+        )
+        os.close(descriptor)
+        return Path(name)
+
+    with _temporary(final, make) as temporary:
         yield temporary
-        with temporary.open("rb+") as stream:
-            os.fsync(stream.fileno())
+        _sync(temporary)
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         temporary.replace(final)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def atomic_directory(path: str | Path) -> Iterator[Path]:
-    """A temporary folder beside ``path`` that takes its place on success, else is removed."""
+    """A temporary folder beside ``path`` that takes its place on success, else is removed.
+
+    Where a folder is there already, a kill in the instant between two renames leaves none.
+
+    Raises:
+        OSError: naming ``path``: it cannot be written.
+    """
     final = Path(path)
-    final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=final.parent, prefix=f".{final.name}.", suffix=".part"))
-    try:
+
+    def make() -> Path:
+        return Path(tempfile.mkdtemp(dir=final.parent, prefix=f".{final.name}.", suffix=".part"))
+
+    with _temporary(final, make) as temporary:
         yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                _sync(file)
         temporary.chmod(0o755)
         if final.exists():
-            retired = Path(tempfile.mkdtemp(dir=final.parent, prefix=f".{final.name}.old."))
-            final.replace(retired / final.name)
+            retired = final.with_name(f"{temporary.name.removesuffix('.part')}.old.part")
+            final.replace(retired)
             temporary.replace(final)
-            shutil.rmtree(retired)
+            shutil.rmtree(retired, ignore_errors=True)
         else:
             temporary.replace(final)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_text(path: str | Path, text: str) -> None:

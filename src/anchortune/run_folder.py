@@ -1,18 +1,21 @@
 """A run's folder: claimed by one identity, resumable while unfinished, complete once recorded.
 
-<output>/  identity.json  …  record.json
+<output>/  identity.json  lock.json  …  record.json
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from anchortune.errors import AnchortuneError
-from anchortune.files import write_json
+from anchortune.files import is_temporary, why_not_writable, write_json
+from anchortune.lock import LOCK_FILE, locked, refuse_if_held
 from anchortune.record import RECORD_FILE
 
 IDENTITY_FILE = "identity.json"
@@ -28,6 +31,14 @@ class State(Enum):
 
 class OtherRun(AnchortuneError):
     """The folder holds a run of another identity."""
+
+
+def is_empty(folder: Path) -> bool:
+    """Whether nobody has put anything into a folder.
+
+    A lock, and what a killed writer left half-written, are nothing.
+    """
+    return all(path.name == LOCK_FILE or is_temporary(path.name) for path in folder.iterdir())
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -72,11 +83,20 @@ class RunFolder:
 
         Raises:
             OtherRun: the folder holds another run.
-            AnchortuneError: it holds files that are no run's.
+            AnchortuneError: it holds files that are no run's, another process is at work in it, or
+                there is something to do and it may not be written to.
         """
+        found = self._state()
+        if found is not State.COMPLETE:
+            if reason := why_not_writable(self.path / IDENTITY_FILE):
+                raise self.error(f"output {self.path} cannot be written: {reason}.")
+            refuse_if_held(self.path)
+        return found
+
+    def _state(self) -> State:
         if self.path.exists() and not self.path.is_dir():
             raise self.error(f"output {self.path} is a file; name a folder.")
-        if not self.path.is_dir() or not any(self.path.iterdir()):
+        if not self.path.is_dir() or is_empty(self.path):
             return State.NEW
         try:
             held = json.loads((self.path / IDENTITY_FILE).read_text(encoding="utf-8"))
@@ -92,6 +112,23 @@ class RunFolder:
                 f"{now.get(key)!r}); name another folder, or delete that one."
             )
         return State.COMPLETE if (self.path / RECORD_FILE).is_file() else State.UNFINISHED
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[State]:
+        """Keeps other processes out of the folder, and claims it unless its run is complete.
+
+        Yields what it holds by now: since the run was planned, another process may have done it.
+
+        Raises:
+            AnchortuneError: as ``state``.
+        """
+        self.state()  # a folder that is somebody else's gets no lock put into it
+        self.path.mkdir(parents=True, exist_ok=True)
+        with locked(self.path):
+            found = self._state()
+            if found is not State.COMPLETE:
+                self.claim()
+            yield found
 
     def claim(self) -> None:
         """Marks the folder as this run's."""

@@ -14,10 +14,10 @@ from anchortune.evaluation.screen import TooMuchHarm
 from anchortune.files import sha256_file
 from anchortune.jobs import run
 from anchortune.jobs.folder import JobFolder
-from anchortune.jobs.lock import locked
 from anchortune.jobs.run import run_job
 from anchortune.jobs.screening import sentence
 from anchortune.jobs.status import read_status
+from anchortune.lock import locked
 from anchortune.record import read_record
 from tests.jobs.conftest import FAILS, OPEN, PASSES, Make, Passed, write_rows
 

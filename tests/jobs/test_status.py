@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from anchortune import lock
 from anchortune.cli.app import app
 from anchortune.errors import JobError
-from anchortune.jobs import lock
 from anchortune.jobs.folder import JobFolder, JobStatus, StepState, StepStatus
 from anchortune.jobs.status import read_status
 from anchortune.record import now

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from anchortune.jobs.folder import count_lines
-from anchortune.jobs.lock import holder_of
 from anchortune.jobs.pool import in_this_process
 from anchortune.jobs.sweep import Sweep
+from anchortune.lock import holder_of
 from anchortune.record import read_record
 from tests.jobs.sweeps import made, records, result, start, sweep_tree
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from anchortune import lock
 from anchortune.cli.app import app
 from anchortune.errors import JobError
-from anchortune.jobs import lock
 from anchortune.jobs.status import read_any
 from anchortune.jobs.sweep import Run, Sweep
 from anchortune.jobs.sweep_status import SweepsReport, list_runs

@@ -45,11 +45,17 @@ def run_eval(plan: EvalPlan) -> Record:
     """
     for line in plan.lines():
         logger.info("%s", line)
+    if plan.state is not State.COMPLETE:
+        with plan.folder.held() as state:
+            if state is not State.COMPLETE:
+                return _run(plan)
+    logger.info("%s is complete; nothing to do", plan.folder.path)
+    return read_record(plan.folder.path)
+
+
+def _run(plan: EvalPlan) -> Record:
+    """Evaluates in the plan's folder, which is held."""
     folder = plan.folder.path
-    if plan.state is State.COMPLETE:
-        logger.info("%s is complete; nothing to do", folder)
-        return read_record(folder)
-    plan.folder.claim()
     write_text(folder / "config.yaml", dump_yaml(plan.config))
     timings = dict(plan.timings)
     started = time.perf_counter()

@@ -17,7 +17,7 @@ from anchortune.data.conversations import instruction_text
 from anchortune.data.rows import SUFFIXES, read_rows
 from anchortune.errors import EvaluationError
 from anchortune.evaluation.items import Answer, Finish, Item, sha256_text
-from anchortune.files import atomic_path
+from anchortune.files import atomic_path, parse_json, naming
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -114,7 +114,7 @@ def _scan(data: bytes, path: str | Path) -> tuple[list[dict[str, Any]], int]:
     for number, line in enumerate(lines, start=1):
         last = number >= len(lines) - (lines[-1] == b"")
         try:
-            row = json.loads(line) if line.strip() else None
+            row = parse_json(line) if line.strip() else None
             if row is not None and (not isinstance(row, dict) or _key(row) is None):
                 raise ValueError("not a row of outputs")
         except ValueError as error:  # of JSON, and of UTF-8
@@ -164,13 +164,15 @@ class RowLog:
     def write(self, row: dict[str, Any]) -> None:
         """Adds a row at the end."""
         text = json.dumps(row, ensure_ascii=False).encode("utf-8", errors="replace").decode("utf-8")
-        self._stream.write(text + "\n")
-        self._stream.flush()
+        with naming(self.path):
+            self._stream.write(text + "\n")
+            self._stream.flush()
         self.rows.append(row)
 
     def close(self) -> None:
         """Closes the file."""
-        self._stream.close()
+        with naming(self.path):
+            self._stream.close()
 
     def __enter__(self) -> Self:
         return self

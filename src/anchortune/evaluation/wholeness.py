@@ -40,9 +40,10 @@ def look_at_answers(plan: EvalPlan, answers: Answers, verdicts: VerdictLog) -> N
         )
         for model in plan.candidates
     ]  # fmt: skip
-    if not left:
-        return
     path = plan.folder.path / LIKELIHOODS_FILE
+    if not left:
+        path.unlink(missing_ok=True)
+        return
     with VerdictLog(path) as known:
         _measure(plan, [row for asked, model in left for row in answers.to(asked, model)], known)
         for asked, model in left:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from anchortune.errors import JobError
 from anchortune.files import why_not_writable, write_json
 from anchortune.record import RECORD_FILE
+from anchortune.run_folder import is_empty
 
 _MARK = "job.json"
 _WITHDRAWN = ".withdrawn."
@@ -151,7 +152,7 @@ class JobFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise JobError(f"output {self.path} is a file; name a folder.")
-        if self.path.is_dir() and any(self.path.iterdir()) and not self.is_job():
+        if self.path.is_dir() and not is_empty(self.path) and not self.is_job():
             raise JobError(f"output {self.path} holds files that are no job's; name another one.")
         if reason := why_not_writable(self.path / _MARK):
             raise JobError(f"output {self.path} cannot be written: {reason}; name another folder.")

@@ -35,7 +35,7 @@ class MethodSection(Section):
     chain: Annotated[list[Link], Field(min_length=1)] = Field(
         description="Methods' names, or sections with their settings; `sft` is plain fine-tuning."
     )
-    label: Annotated[str, Field(pattern=r"^[\w.+-]+$")] | None = Field(
+    label: Annotated[str, Field(pattern=r"^[\w+-][\w.+-]*$")] | None = Field(
         None, description="What it is called; unset: the names joined by `+`."
     )
 

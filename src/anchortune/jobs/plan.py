@@ -10,7 +10,6 @@ from anchortune.errors import JobError
 from anchortune.evaluation.progress import duration
 from anchortune.jobs.config import JobConfig
 from anchortune.jobs.folder import JobFolder
-from anchortune.jobs.lock import holder_of, is_alive
 from anchortune.jobs.parts import (
     StandIns,
     part_of,
@@ -21,6 +20,7 @@ from anchortune.jobs.parts import (
     plan_release,
 )
 from anchortune.jobs.step import Job, Part
+from anchortune.lock import refuse_if_held
 from anchortune.report.gate import Limits
 
 if TYPE_CHECKING:
@@ -112,9 +112,7 @@ def plan_job(config: JobConfig, *, timed: bool = False) -> JobPlan:
     """
     folder = JobFolder(config.output)
     folder.check()
-    holder = holder_of(folder.path) if folder.is_job() else None
-    if holder is not None and is_alive(holder, folder.path):
-        raise JobError(f"{folder.path} is in use ({holder}); wait for it, or name another output.")
+    refuse_if_held(folder.path)
     return plan_steps(Job(config, folder), timed=timed)
 
 

@@ -34,6 +34,15 @@ _LEFT_OUT = {CONFIG, WEIGHTS, RECORD_FILE, "trainer_state.json", "all_results.js
 _CARRIED = {".json", ".jinja", ".model", ".txt", ".md"}
 
 
+def _is_carried(file: Path) -> bool:
+    """Whether a file of an adapter's folder goes with it; not what a link fetches from elsewhere."""
+    kind = file.is_file() and file.suffix in _CARRIED and file.name not in _LEFT_OUT
+    if kind and not stays_inside(file, file.parent):
+        logger.warning("%s is a link out of its folder and is not copied", file)
+        return False
+    return kind
+
+
 @dataclass(frozen=True)
 class Figures:
     """What a method did to an update.
@@ -117,7 +126,7 @@ def project(
     )
     with atomic_directory(out) as temporary:
         for file in sorted(source.folder.iterdir()):
-            if file.is_file() and file.suffix in _CARRIED and file.name not in _LEFT_OUT:
+            if _is_carried(file):
                 shutil.copy(file, temporary)
         write_adapter(temporary, tensors, config)
         record = _record(

@@ -20,12 +20,12 @@ from anchortune.files import sha256_file, write_text
 from anchortune.jobs.config import JobConfig
 from anchortune.jobs.folder import JobFolder, JobStatus, StepState, StepStatus
 from anchortune.jobs.judging import EvaluateStep, GateStep, ReportStep, gate_of
-from anchortune.jobs.lock import locked
 from anchortune.jobs.making import AnchorStep, HarmfulStep, TrainStep
 from anchortune.jobs.plan import plan_job
 from anchortune.jobs.release import UNGATED, ReleaseStep
 from anchortune.jobs.screening import ScreenStep
 from anchortune.jobs.step import Job, Ready, Step
+from anchortune.lock import locked
 from anchortune.record import (
     RECORD_FILE,
     Record,

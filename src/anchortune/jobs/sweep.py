@@ -234,7 +234,7 @@ class Sweep:
     def adopt(self) -> None:
         """Gives records of runs whose labels were renamed their new ones; nothing is run anew."""
         lacking = {run.digest: run for run in self.runs if not self.path(run).is_file()}
-        for path in sorted(self.results.glob("*.json")) if lacking else ():
+        for path in sorted(self.results.glob("[!.]*.json")) if lacking else ():
             digits = path.stem.rpartition("-")[2]
             run = next((r for d, r in lacking.items() if d.startswith(digits)), None)
             if run is None or len(digits) != SHORT:

@@ -162,7 +162,7 @@ Labels = Annotated[dict[str, list[str]], BeforeValidator(_labels)]
 class SweepConfig(Section):
     """The config of ``anchortune sweep``."""
 
-    name: str = Field(description="Of the sweep; its records carry it.", pattern=r"^[\w.-]+$")
+    name: str = Field(description="Of the sweep; its records carry it.", pattern=r"^[\w-][\w.-]*$")
     defaults: dict[str, Any] = Field(
         description="A run: keys of `anchortune train`, `mix` or `data`, and `evaluate`."
     )

@@ -29,7 +29,7 @@ from anchortune.evaluation.outputs import OUTPUTS_FILE, OutputLog, read_outputs,
 from anchortune.evaluation.plan import COHERENCE, EvalPlan, plan_eval
 from anchortune.evaluation.verdicts import VERDICTS_FILE, VerdictLog
 from anchortune.evaluation.wholeness import LIKELIHOODS_FILE, look_at_answers
-from anchortune.files import sha256_file, write_json
+from anchortune.files import DISK, sha256_file, write_json
 from anchortune.jobs.carry import carry
 from anchortune.jobs.folder import digest_of
 from anchortune.jobs.sweep import Run, Sweep
@@ -54,7 +54,11 @@ _SMALL = ("builtin",)
 
 
 def execute(sweep: Sweep, run: Run) -> RunRecord:
-    """Does one run; a failure is its record too, and its traceback is in the run's ``log.txt``."""
+    """Does one run; a failure is its record too, and its traceback is in the run's ``log.txt``.
+
+    Raises:
+        OSError: the disk is full or may not be written to.
+    """
     folder = sweep.store.place("runs", run.digest)
     folder.mkdir(parents=True, exist_ok=True)
     logger.info("== %s", run.line())
@@ -65,6 +69,8 @@ def execute(sweep: Sweep, run: Run) -> RunRecord:
             outcomes = made.outcomes()
             error = None
         except Exception as failure:
+            if isinstance(failure, OSError) and failure.errno in DISK:
+                raise  # a full disk is no failure of this run, and would be one of all others
             outcomes, error = [], sentence_of(failure)
             with log.open("a", encoding="utf-8") as stream:
                 stream.write(traceback.format_exc())
@@ -89,13 +95,18 @@ def execute(sweep: Sweep, run: Run) -> RunRecord:
     )
 
 
+class _Log(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Says nothing: where the disk is full, the run itself says so."""
+
+
 @contextlib.contextmanager
 def _logged(path: Path) -> Iterator[Path]:
     """What we log goes to ``path`` too."""
     root = logging.getLogger("anchortune")
     path.write_text("", encoding="utf-8")
     # Appending, for the traceback of a failure is appended too.
-    handler = logging.FileHandler(path, mode="a", encoding="utf-8")
+    handler = _Log(path, mode="a", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     root.addHandler(handler)
     try:

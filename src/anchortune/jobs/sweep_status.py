@@ -19,8 +19,8 @@ from anchortune.evaluation.outputs import OUTPUTS_FILE
 from anchortune.evaluation.progress import duration
 from anchortune.files import write_json
 from anchortune.jobs.folder import count_lines, last_step
-from anchortune.jobs.lock import holder_of, is_alive
 from anchortune.jobs.sweep_store import SHORT
+from anchortune.lock import holder_of, is_alive
 
 if TYPE_CHECKING:
     from anchortune.jobs.sweep import Sweep
@@ -151,7 +151,7 @@ def read_sweeps(folder: Path) -> SweepsReport | None:
     Raises:
         JobError: a list of runs that cannot be read, or a work folder without one.
     """
-    lists = sorted((folder / FOLDER).glob("*.json"))
+    lists = sorted((folder / FOLDER).glob("[!.]*.json"))
     if lists:
         return SweepsReport(str(folder), [_of_list(folder, path) for path in lists])
     if any((folder / "locks").glob("runs-*")):
@@ -171,7 +171,7 @@ def read_sweeps(folder: Path) -> SweepsReport | None:
 
 def _records(folder: Path) -> Iterator[dict[str, Any]]:
     """The records in a folder; other files are passed over."""
-    for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
+    for path in sorted(folder.glob("[!.]*.json")) if folder.is_dir() else ():
         record = _record(path)
         if record is not None:
             yield record

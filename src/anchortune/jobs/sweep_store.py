@@ -18,7 +18,7 @@ from anchortune.config_mix import MixSection
 from anchortune.errors import JobError
 from anchortune.files import atomic_directory
 from anchortune.jobs.folder import digest_of
-from anchortune.jobs.lock import holder_of, is_alive, locked
+from anchortune.lock import holder_of, is_alive, locked
 
 logger = logging.getLogger(__name__)
 _WAIT_S = 0.5

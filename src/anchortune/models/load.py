@@ -20,11 +20,11 @@ import torch
 
 from anchortune.adapter.compose import CONFIG, WEIGHTS
 from anchortune.adapter.merge import check_adapter, merge_adapter
-from anchortune.checkpoints.index import INDEX, SINGLE
+from anchortune.checkpoints.index import INDEX, SINGLE, folder_tensors
 from anchortune.checkpoints.packaged import resolve
 from anchortune.config import LoraSection, MachineSection, ModelSection
 from anchortune.errors import CheckpointError, TrainingError
-from anchortune.files import sha256_file
+from anchortune.files import is_temporary, sha256_file
 from anchortune.hardware import pick_device, pick_dtype
 from anchortune.models.unpacked import clear_quantisation, quiet, unpacked, write_unpacked
 
@@ -133,6 +133,7 @@ def locate(section: ModelSection) -> Place:
                 f"{section.path}: neither {SINGLE} nor {INDEX} in it; pickled weights are not "
                 "read, save them again with save_pretrained."
             )
+        folder_tensors(path)  # the library follows an index wherever it points
         return Place(str(path), {**options, "use_safetensors": True})
     if path.is_absolute() or section.path.startswith((".", "~")) or section.path.count("/") > 1:
         raise CheckpointError(f"{section.path}: no such model folder or file.")
@@ -203,9 +204,16 @@ def load_config(section: ModelSection) -> Any:
     place = _unpacked(locate(section))
     options = {k: v for k, v in place.options.items() if k != "use_safetensors"}
     try:
-        return AutoConfig.from_pretrained(place.folder, **options)
+        config = AutoConfig.from_pretrained(place.folder, **options)
     except (OSError, ValueError, ImportError) as error:
         raise _refused(section, error) from None
+    kernel = getattr(config, "_attn_implementation", None)
+    if isinstance(kernel, str) and "/" in kernel and not section.trust_remote_code:
+        raise CheckpointError(
+            f"{section.path}: its config asks for attention code of the repository {kernel}; take "
+            "attn_implementation out of its config.json, or set trust_remote_code if you trust it."
+        )
+    return config
 
 
 def load_skeleton(section: ModelSection) -> Any:
@@ -259,6 +267,7 @@ def load_model(
         options["device_map"] = {"": numbers.device}
     # An adapter is merged in float32: in 16 bits most of a small update would be rounded away.
     dtype = torch.float32 if section.adapter is not None else numbers.weights
+    load_config(section)  # what it may not ask for
     try:
         with _quiet(place):
             model, found = (auto or AutoModelForCausalLM).from_pretrained(
@@ -322,7 +331,8 @@ def identity(section: ModelSection) -> dict[str, Any]:
         folder = Path(place.folder)
         if not folder.is_dir():
             folder, found["revision"] = _snapshot(section)
-        files = sorted(file for pattern in _WEIGHTS for file in folder.glob(pattern))
+        found_here = (file for pattern in _WEIGHTS for file in folder.glob(pattern))
+        files = sorted(file for file in found_here if not is_temporary(file.name))
         found["config_sha256"] = sha256_file(folder / "config.json")
     hashes = {file.name: sha256_file(file) for file in files}
     found["files"] = hashes

@@ -6,19 +6,33 @@
 from __future__ import annotations
 
 import json
+import logging
 import zipfile
 from pathlib import Path
 from typing import Any
 
 from anchortune import run_folder
 from anchortune.errors import TrainingError
+from anchortune.files import is_temporary, write_text
 from anchortune.run_folder import State
 
 __all__ = ["OtherRun", "RunFolder", "State"]
+logger = logging.getLogger(__name__)
+
+#: Without which a training would go on as another one: the trainer says nothing.
+_STATE = ("optimizer.pt", "scheduler.pt", "rng_state.pth")
+_WEIGHTS = ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json")
 
 
 class OtherRun(run_folder.OtherRun, TrainingError):
     """The folder holds a training of another identity."""
+
+
+def _lacks(checkpoint: Path) -> str | None:
+    """The first file of a checkpoint that is not there; None where it is whole."""
+    if not any((checkpoint / name).is_file() for name in _WEIGHTS):
+        return "weights"
+    return next((name for name in _STATE if not (checkpoint / name).is_file()), None)
 
 
 def _is_safetensors(file: Path) -> bool:
@@ -50,18 +64,24 @@ class RunFolder(run_folder.RunFolder):
     def last_checkpoint(self) -> Path | None:
         """The newest whole checkpoint; one whose saving was cut short is passed over.
 
-        The trainer writes ``trainer_state.json`` last.
+        The trainer writes ``trainer_state.json`` last, and deletes old checkpoints file by file.
         """
         found = []
         for folder in self.checkpoints.glob("checkpoint-*"):
             number = folder.name.removeprefix("checkpoint-")
             try:
                 state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-            except (OSError, ValueError):
+                step = int(state["global_step"])
+            except (OSError, ValueError, TypeError, KeyError):
                 continue
-            if number.isdigit() and state.get("global_step") == int(number):
-                found.append((int(number), folder))
-        return max(found)[1] if found else None
+            if number.isdigit() and step == int(number):
+                found.append((step, folder))
+        for _, folder in sorted(found, reverse=True):
+            if lacks := _lacks(folder):
+                logger.warning("%s is passed over: it has no %s", folder, lacks)
+            else:
+                return folder
+        return None
 
     def check_checkpoint(self, checkpoint: Path) -> None:
         """Raises where a file of ``checkpoint`` is cut short; only headers are read.
@@ -70,6 +90,8 @@ class RunFolder(run_folder.RunFolder):
             TrainingError: naming the file, and the folder to delete.
         """
         for file in sorted(checkpoint.iterdir()):
+            if is_temporary(file.name):
+                continue
             if file.suffix in {".pt", ".pth"} and not zipfile.is_zipfile(file):
                 whole = False  # torch.save writes a zip, whose directory comes last
             elif file.suffix == ".safetensors":
@@ -93,4 +115,4 @@ class RunFolder(run_folder.RunFolder):
                     kept.append(line + "\n")
             except (ValueError, KeyError):  # the last line may have been cut short
                 continue
-        self.log.write_text("".join(kept), encoding="utf-8")
+        write_text(self.log, "".join(kept))

@@ -24,6 +24,7 @@ from transformers import TrainerCallback
 
 from anchortune.config import AlignConfig, TrainConfig
 from anchortune.errors import TrainingError
+from anchortune.files import naming
 from anchortune.models.load import Numbers
 
 logger = logging.getLogger(__name__)
@@ -192,7 +193,7 @@ class Journal(TrainerCallback):  # type: ignore[misc]
         for key, value in logs.items():
             number = isinstance(value, float) and not math.isfinite(value)
             line[key] = None if number else value
-        with self._path.open("a", encoding="utf-8") as stream:
+        with naming(self._path), self._path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
         loss = logs.get("loss", 0.0)
         if not math.isfinite(loss):

@@ -18,7 +18,7 @@ from anchortune.adapter.merge import locate_adapter
 from anchortune.config_io import dump_yaml
 from anchortune.data.screened import SCREEN_FILE
 from anchortune.errors import CheckpointError
-from anchortune.files import atomic_directory, write_json, write_text
+from anchortune.files import atomic_directory, naming, write_json, write_text
 from anchortune.models.load import cast, load_model
 from anchortune.record import Record, now, platform_facts, read_record, versions, write_record
 from anchortune.training import loop
@@ -57,16 +57,22 @@ def run_stage(plan: Plan) -> Record:
     """
     for line in plan.lines():
         logger.info("%s", line)
-    if plan.state is State.COMPLETE:
-        logger.info("%s is complete; nothing to do", plan.folder.path)
-        return read_record(plan.folder.path)
+    if plan.state is not State.COMPLETE:
+        with plan.folder.held() as state:
+            if state is not State.COMPLETE:
+                return _run(plan)
+    logger.info("%s is complete; nothing to do", plan.folder.path)
+    return read_record(plan.folder.path)
+
+
+def _run(plan: Plan) -> Record:
+    """Trains in the plan's folder, which is held."""
     stopped = plan.folder.path / STOPPED_FILE
     if stopped.is_file():
         raise ProbeStop(json.loads(stopped.read_text(encoding="utf-8")))
     checkpoint = plan.folder.last_checkpoint()
     if checkpoint is not None:
         plan.folder.check_checkpoint(checkpoint)
-    plan.folder.claim()
     write_text(plan.folder.path / "config.yaml", dump_yaml(plan.config))
     if plan.screened is not None:
         write_json(plan.folder.path / SCREEN_FILE, plan.screened.summary())
@@ -92,9 +98,10 @@ def run_stage(plan: Plan) -> Record:
         if checkpoint is not None and resumed >= plan.steps:
             _restore(trainer, checkpoint)
         else:
-            trainer.train(
-                resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None
-            )
+            with naming(plan.folder.checkpoints):
+                trainer.train(
+                    resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None
+                )
     except ProbeStop as stop:
         write_json(plan.folder.path / STOPPED_FILE, stop.facts)
         raise

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from anchortune import lock
 from anchortune.errors import JobError
-from anchortune.jobs import lock
-from anchortune.jobs.lock import Holder, holder_of, is_alive, locked
+from anchortune.lock import Holder, holder_of, is_alive, locked
 
 
 def held_by(folder: Path, holder: Holder) -> None:
@@ -42,7 +42,7 @@ def test_it_is_let_go_after_an_error(tmp_path: Path) -> None:
 def test_a_dead_process_is_taken_over_from(tmp_path: Path) -> None:
     code = (
         "import sys, os, signal; from pathlib import Path\n"
-        "from anchortune.jobs.lock import locked\n"
+        "from anchortune.lock import locked\n"
         f"held = locked(Path({str(tmp_path)!r})); held.__enter__()\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
