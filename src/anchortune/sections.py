@@ -48,6 +48,11 @@ def _an_address(url: str) -> str:
         whole = False
     if not whole:
         raise ValueError(f"{url} is no address; write http://HOST:PORT/v1 or https://…")
+    if "@" in parts.netloc or parts.query or parts.fragment:  # would be kept in records and reports
+        raise ValueError(
+            f"the address of {parts.hostname} holds more than HOST, PORT and path, perhaps a "
+            "password; give a key by its variable, api_key_env"
+        )
     return url
 
 

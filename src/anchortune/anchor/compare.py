@@ -24,6 +24,7 @@ from anchortune.maths.angles import (
     random_angles,
     share_inside,
 )
+from anchortune.untrusted import drawn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -230,7 +231,7 @@ def _figure(found: Comparison) -> Figure:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 8), layout="constrained")
-    figure.suptitle(f"A: {found.a}\nB: {found.b}", fontsize=11)
+    figure.suptitle(drawn(f"A: {found.a}\nB: {found.b}"), fontsize=11)
     top, middle, bottom = figure.subplots(3, 1, sharex=True)
     groups: dict[str, list[tuple[int, ModuleComparison]]] = {}
     for place, module in enumerate(found.modules):
@@ -243,7 +244,7 @@ def _figure(found: Comparison) -> Figure:
         modules = [module for _, module in members]
         style: dict[str, Any] = {"color": f"C{number}", "marker": "o", "ms": 3.5, "lw": 1}
         dashed: dict[str, Any] = {"color": f"C{number}", "lw": 1, "ls": "--"}
-        top.plot(xs, [m.cosine for m in modules], label=label, **style)
+        top.plot(xs, [m.cosine for m in modules], label=drawn(label), **style)
         for sign in (-1, 1):
             top.plot(xs, [sign * m.chance for m in modules], **dashed)
         middle.plot(xs, [m.left.angle_min for m in modules], **style)

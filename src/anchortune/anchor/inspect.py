@@ -19,6 +19,7 @@ from anchortune.maths.factors import (
     punishment_random,
     stable_rank,
 )
+from anchortune.untrusted import drawn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -230,7 +231,7 @@ def _figure(report: AnchorReport) -> Figure:
 
     figure = Figure(figsize=(10, 8.4), layout="constrained")
     figure.suptitle(
-        f"Anchor: what changed from {report.base} to {report.aligned}\n"
+        f"Anchor: what changed from {drawn(report.base)} to {drawn(report.aligned)}\n"
         "and how a penalty built on it treats updates",
         fontsize=12,
     )
@@ -239,7 +240,7 @@ def _figure(report: AnchorReport) -> Figure:
     for label, members in groups.items():
         members.sort(key=lambda member: member[0])
         places = [place for place, _ in members]
-        style: dict[str, Any] = {"marker": "o", "ms": 3.5, "lw": 1, "label": label}
+        style: dict[str, Any] = {"marker": "o", "ms": 3.5, "lw": 1, "label": drawn(label)}
         top.plot(places, [m.norm for _, m in members], **style)
         middle.plot(places, [m.eigenvalue_max for _, m in members], **style)
     top.set_title("How far each weight moved: ‖dW‖", loc="left", fontsize=10)

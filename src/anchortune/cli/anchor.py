@@ -10,6 +10,7 @@ import typer
 
 from anchortune.cli.anchor_tables import print_comparison, print_report
 from anchortune.cli.groups import Group
+from anchortune.cli.say import say, say_json
 from anchortune.errors import AnchorError
 from anchortune.files import why_not_writable
 
@@ -67,11 +68,11 @@ def build(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from anchortune.anchor.anchor import Anchor
+    from anchortune.lock import locked
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(
-        *columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True
-    ) as bar:
+    bar = Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True)
+    with locked(output), bar:
         task = bar.add_task("reading headers", total=None)
 
         def show(done: int, total: int, module: str) -> None:
@@ -161,7 +162,7 @@ def harmful(
 
     plan = plan_harmful(start, settings, output, machine=machine)
     for line in plan.lines():
-        typer.echo(line, err=True)
+        say(line, err=True)
     anchor = make_harmful(plan)
     _print_built(anchor, output, as_json)
 
@@ -214,13 +215,11 @@ def _show(
     if plot is not None:
         draw(found, plot)
     if as_json:
-        import json
-
-        typer.echo(json.dumps(found.to_json(), indent=2, ensure_ascii=False, allow_nan=False))
+        say_json(found.to_json())
         return
     tell(found)
     if plot is not None:
-        typer.echo(f"picture: {plot}", err=True)
+        say(f"picture: {plot}", err=True)
 
 
 @app.command()
@@ -238,11 +237,9 @@ def push(
     anchor = Anchor.load(file)
     url = anchor.push_to_hub(repo_id, private=private)
     if as_json:
-        import json
-
-        typer.echo(json.dumps({"repo_id": repo_id, "commit": url, "sha256": anchor.sha256}))
+        say_json({"repo_id": repo_id, "commit": url, "sha256": anchor.sha256})
     else:
-        typer.echo(url)
+        say(url)
 
 
 def parse_rank(value: str | None) -> int | Literal["full"] | None:
@@ -291,15 +288,13 @@ def _print_built(anchor: Anchor, output: Path, as_json: bool) -> None:
     if anchor.metadata.harmful is not None:
         result["harmful"] = anchor.metadata.harmful.model_dump(mode="json")
     if as_json:
-        import json
-
-        typer.echo(json.dumps(result, indent=2, ensure_ascii=False))
+        say_json(result)
         return
-    typer.echo(f"{output}: {anchor!r}, {output.stat().st_size / 1e6:.1f} MB")
-    typer.echo(
+    say(f"{output}: {anchor!r}, {output.stat().st_size / 1e6:.1f} MB")
+    say(
         f"‖dW‖ {result['norm_min']:.3g} to {result['norm_max']:.3g}; at least "
         f"{result['kept_energy_frac_min']:.1%} of ‖dW‖² kept. Truncation changes ‖(I - C)X‖ of "
         f"gram by at most {result['gram_error_bound_max']:.2g}·‖X‖; the kept direction has cosine "
         f"{result['direction_cosine_min']:.3f} or more with the whole one."
     )
-    typer.echo(f"next: anchortune anchor inspect {output}")
+    say(f"next: anchortune anchor inspect {output}")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from anchortune.cli.say import cell
+from anchortune.untrusted import inert
+
 if TYPE_CHECKING:
     from anchortune.anchor.compare import Comparison
     from anchortune.anchor.inspect import AnchorReport, ModuleReport
@@ -14,23 +17,22 @@ _WIDE = 122
 def print_comparison(found: Comparison) -> None:
     """A row for each module, what its columns are, and how to read them."""
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
     console = Console()
     if not console.is_terminal:
         console = Console(width=max(console.width, _WIDE))
     prefix = shared_prefix([module.module for module in found.modules])
-    console.print(f"A  {found.a}\nB  {found.b}", markup=False, highlight=False)
+    console.print(f"A  {inert(found.a)}\nB  {inert(found.b)}", markup=False, highlight=False)
     table = Table()
-    table.add_column(escape(f"module ({prefix}…)" if prefix else "module"), overflow="fold")
+    table.add_column(cell(f"module ({prefix}…)" if prefix else "module"), overflow="fold")
     headings = ("ranks", "cosine", "chance", "angle", "random", "mean", "random", "B in A", "k/d")
     for heading in headings:
         table.add_column(heading, justify="right")
     for module in found.modules:
         left = module.left
         table.add_row(
-            escape(module.module[len(prefix) :]),
+            cell(module.module[len(prefix) :]),
             f"{module.ranks[0]}, {module.ranks[1]}",
             f"{module.cosine:+.1e}",
             f"{module.chance:.1e}",
@@ -52,12 +54,12 @@ def print_comparison(found: Comparison) -> None:
         f"all modules as one: cosine {found.cosine:+.2e}, chance {found.chance:.2e}",
         highlight=False,
     )
-    console.print(found.reading(), markup=False, highlight=False)
+    console.print(inert(found.reading()), markup=False, highlight=False)
     for name, missing in (("A", found.only_b), ("B", found.only_a)):
         if missing:
             console.print(
                 f"[yellow]not compared:[/] {len(missing)} modules that {name} does not cover "
-                f"({escape(missing[0])}{', …' if len(missing) > 1 else ''})",
+                f"({cell(missing[0])}{', …' if len(missing) > 1 else ''})",
                 highlight=False,
             )
 
@@ -65,7 +67,6 @@ def print_comparison(found: Comparison) -> None:
 def print_report(report: AnchorReport) -> None:
     """One table where there is room (or no terminal), two narrow ones elsewhere; then warnings."""
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
     console = Console()
@@ -77,14 +78,14 @@ def print_report(report: AnchorReport) -> None:
     rows = [(module.module[len(prefix) :], *_row(module)) for module in report.modules]
     split = len(_FIGURES)
     parts = [slice(0, None)] if console.width >= _WIDE else [slice(0, split), slice(split, None)]
-    console.print(f"Anchor {report.aligned} - {report.base}", markup=False, highlight=False)
+    console.print(inert(f"Anchor {report.aligned} - {report.base}"), markup=False, highlight=False)
     for part in parts:
         table = Table()
-        table.add_column(escape(f"module ({prefix}…)" if prefix else "module"), overflow="fold")
+        table.add_column(cell(f"module ({prefix}…)" if prefix else "module"), overflow="fold")
         for heading in headings[part]:
             table.add_column(heading, justify="right")
         for name, *cells in rows:
-            table.add_row(escape(name), *cells[part])
+            table.add_row(cell(name), *cells[part])
         console.print(table)
     console.print(
         "c: eigenvalues of gram. The last columns are each operator's selectivity: what a random "
@@ -93,7 +94,7 @@ def print_report(report: AnchorReport) -> None:
         highlight=False,
     )
     for warning in report.warnings:
-        console.print(f"[yellow]warning:[/] {escape(warning)}", highlight=False, soft_wrap=True)
+        console.print(f"[yellow]warning:[/] {cell(warning)}", highlight=False, soft_wrap=True)
 
 
 def shared_prefix(names: list[str]) -> str:

@@ -25,6 +25,8 @@ from anchortune.cli.sweep import sweep
 from anchortune.cli.table import plot, table
 from anchortune.cli.train import train
 from anchortune.errors import AnchortuneError, sentence
+from anchortune.files import explained
+from anchortune.untrusted import inert, without_secrets
 
 app = typer.Typer(
     name="anchortune",
@@ -76,12 +78,15 @@ def main() -> None:
     try:
         app()
     except AnchortuneError as error:
-        typer.echo(f"anchortune: {sentence(error)}", err=True)
+        _tell(str(error) or type(error).__name__)
         sys.exit(error.exit_code)
     except BrokenPipeError:  # the reader of stdout has gone; nobody made a mistake
         raise
     except OSError as error:
-        reason = error.strerror or (str(error).splitlines() or [type(error).__name__])[0]
-        place = f"{error.filename}: " if error.filename is not None else ""
-        typer.echo(f"anchortune: {sentence(place + reason)}", err=True)
+        _tell(explained(error))
         sys.exit(AnchortuneError.exit_code)
+
+
+def _tell(problem: str) -> None:
+    """One sentence on stderr, without secrets and without orders to a terminal or a pipeline."""
+    typer.echo(inert(f"anchortune: {sentence(without_secrets(problem))}"), err=True)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from anchortune.cli.say import say, say_json
+
 if TYPE_CHECKING:
     from anchortune.landscape.config import BasinConfig
     from anchortune.report.basin import Basin
@@ -106,15 +108,17 @@ def _config(path: Path | None, items: list[str]) -> BasinConfig:
 
 
 def _run(config: BasinConfig, *, dry_run: bool, as_json: bool) -> None:
-    from anchortune.jobs.lock import locked
     from anchortune.landscape.basin import finished, run_basin
     from anchortune.landscape.plan import plan_basin
+    from anchortune.lock import locked
     from anchortune.report.basin_page import present
 
     plan = plan_basin(config, timed=dry_run)
     if dry_run:
-        text = json.dumps(plan.summary(), indent=2) if as_json else "\n".join(plan.lines())
-        typer.echo(text)
+        if as_json:
+            say_json(plan.summary())
+        else:
+            say("\n".join(plan.lines()))
         return
     plan.folder.mkdir(parents=True, exist_ok=True)
     with locked(plan.folder):
@@ -129,10 +133,10 @@ def _print(found: Basin, as_json: bool, page: Path) -> None:
     from anchortune.report.basin_table import render
 
     if as_json:
-        typer.echo(found.model_dump_json(indent=1))
+        say_json(found.model_dump(mode="json"))
         return
-    typer.echo(render(found))
-    typer.echo(str(page))
+    say(render(found))
+    say(str(page))
 
 
 def _yaml(value: Any) -> str:

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from anchortune.cli.say import cell, say, say_json
+from anchortune.untrusted import inert
+
 if TYPE_CHECKING:
     from anchortune.landscape.directions_again import Estimates
     from anchortune.landscape.run import Run
@@ -73,7 +76,7 @@ def drift(
     plan = _plan(read, (held, other), (refusals, harmful), rows, rank, device)
     if dry_run:
         for line in [*_told(read), *(plan.lines() if plan is not None else [])]:
-            typer.echo(line)
+            say(line)
         return
     names = (_name(held), None if other is None else _name(other))
     directions, facts = _estimated(plan)
@@ -82,10 +85,10 @@ def drift(
     path = write_drift(found, folder)
     plot_drift(found, folder / "drift.png")
     if as_json:
-        typer.echo(found.model_dump_json(indent=1))
+        say_json(found.model_dump(mode="json"))
         return
     _print(found)
-    typer.echo(f"{path} and drift.png beside it")
+    say(f"{path} and drift.png beside it")
 
 
 def separate(
@@ -104,9 +107,7 @@ def separate(
 
     found = find(_aligned(Anchor.load(anchor), anchor), benign, harmful)
     if as_json:
-        import json
-
-        typer.echo(json.dumps(found.to_json(), indent=2, ensure_ascii=False, allow_nan=False))
+        say_json(found.to_json())
         return
     _print_separation(found)
 
@@ -197,7 +198,7 @@ def _print(found: Drift) -> None:
     from rich.table import Table
 
     console = _console()
-    table = Table(title=f"{found.run} ({found.method}) against {found.anchor}")
+    table = Table(title=cell(f"{found.run} ({found.method}) against {found.anchor}"))
     headings = ["", "‖U‖²", "forwards", "backwards", "chance", "inside", "chance", "off"]
     if found.harmful is not None:
         headings += ["along harm", "against", "in harm", "chance"]
@@ -206,7 +207,7 @@ def _print(found: Drift) -> None:
     for place in found.places:
         shares, harm = place.whole.anchor, place.whole.harmful
         cells = [
-            place.label, f"{shares.energy:.3g}", _small(shares.forwards),
+            cell(place.label), f"{shares.energy:.3g}", _small(shares.forwards),
             _small(shares.backwards), f"{shares.chance_along:.1e}", f"{shares.inside:.1%}",
             f"{shares.chance_inside:.1%}", f"{shares.off:.1%}",
         ]  # fmt: skip
@@ -223,14 +224,16 @@ def _print(found: Drift) -> None:
     for direction in found.directions:
         _print_turns(console, direction)
     for note in found.notes:
-        console.print(f"note: {note}", markup=False, highlight=False)
+        console.print(inert(f"note: {note}"), markup=False, highlight=False)
 
 
 def _print_turns(console: Any, direction: Any) -> None:
     from rich.table import Table
 
     what = "alignment" if direction.name == "aligned" else "harmful"
-    table = Table(title=f"The {what} direction again, by {direction.rows} rows of {direction.data}")
+    table = Table(
+        title=cell(f"The {what} direction again, by {direction.rows} rows of {direction.data}")
+    )
     for heading in ("", "cosine with step 0", "angle", "random", "in step 0's", "chance",
                     "cosine with anchor"):  # fmt: skip
         table.add_column(heading, justify="right" if heading else "left")
@@ -238,7 +241,7 @@ def _print_turns(console: Any, direction: Any) -> None:
     table.add_row("step 0", "1", "", "", "", "", "" if start is None else f"{start:+.3f}")
     for turn in direction.turns:
         table.add_row(
-            turn.label, f"{turn.cosine:+.3f}", f"{turn.angle_mean:.1f}°",
+            cell(turn.label), f"{turn.cosine:+.3f}", f"{turn.angle_mean:.1f}°",
             f"{turn.random_mean:.1f}°", f"{turn.inside:.1%}", f"{turn.chance_inside:.1%}",
             "" if turn.anchor_cosine is None else f"{turn.anchor_cosine:+.3f}",
         )  # fmt: skip
@@ -251,22 +254,21 @@ def _print_turns(console: Any, direction: Any) -> None:
 
 
 def _print_separation(found: Separation) -> None:
-    from rich.markup import escape
     from rich.table import Table
 
     from anchortune.cli.anchor_tables import shared_prefix
 
     console = _console()
     prefix = shared_prefix([one.module for one in found.modules])
-    table = Table(title=f"{found.names[1]} and {found.names[2]} beside {found.names[0]}")
+    table = Table(title=cell(f"{found.names[1]} and {found.names[2]} beside {found.names[0]}"))
     for heading in ("module", "benign", "harmful", "k/d", "∠ benign", "∠ harmful", "random",
                     "cosine", "∠ both", "random"):  # fmt: skip
         right = heading != "module"
-        shown = heading if right or not prefix else escape(f"module ({prefix}…)")
+        shown = heading if right or not prefix else cell(f"module ({prefix}…)")
         table.add_column(shown, justify="right" if right else "left", no_wrap=True)
     for one in found.modules:
         table.add_row(
-            escape(one.module[len(prefix) :]), f"{one.benign.left.share:.1%}",
+            cell(one.module[len(prefix) :]), f"{one.benign.left.share:.1%}",
             f"{one.harmful.left.share:.1%}",
             f"{one.benign.left.chance:.1%}", f"{one.benign.left.angle_mean:.1f}°",
             f"{one.harmful.left.angle_mean:.1f}°", f"{one.benign.left.random_mean:.1f}°",
@@ -280,7 +282,7 @@ def _print_separation(found: Separation) -> None:
         "anchor's and of both to each other, beside random ones. cosine: of both updates.",
         highlight=False,
     )
-    console.print(found.reading(), markup=False, highlight=False)
+    console.print(inert(found.reading()), markup=False, highlight=False)
     if found.left_out:
         console.print(
             f"left out: {len(found.left_out)} modules that only one of the two moves",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from anchortune.cli.say import cell, say, say_json
 from anchortune.cli.train import AsJson, Overrides
 
 if TYPE_CHECKING:
@@ -37,14 +38,15 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Put models side by side: harmful score, refusals, coherence, accuracy, with intervals."""
-    import json
-
     from anchortune.cli.stage import log_to_stderr
 
     log_to_stderr()
     plan = _plan(config, overrides or [], outputs, judge or [], output, timed=dry_run)
     if dry_run:
-        typer.echo(json.dumps(plan.summary(), indent=2) if as_json else "\n".join(plan.lines()))
+        if as_json:
+            say_json(plan.summary())
+        else:
+            say("\n".join(plan.lines()))
         return
 
     from anchortune.evaluation.evaluate import run_eval
@@ -53,10 +55,10 @@ def evaluate(
     record = run_eval(plan)
     page = write_page(plan.folder.path)
     if as_json:
-        typer.echo(json.dumps(record.model_dump(mode="json"), indent=2))
+        say_json(record.model_dump(mode="json"))
         return
     show_results(plan.folder.path)
-    typer.echo(str(page))
+    say(str(page))
 
 
 def _plan(
@@ -114,16 +116,15 @@ def read_judge(text: str) -> JudgeSection:
 def show_results(folder: Path) -> None:
     """The table of an evaluation, how judges agree, and what a reader must know, on stdout."""
     from rich.console import Console
-    from rich.markup import escape
 
     from anchortune.report.load import read_evaluation
     from anchortune.report.table import results_table
-    from anchortune.report.words import agreement, shown
+    from anchortune.report.words import agreement
 
     _, results = read_evaluation(folder)
     console = Console()
     console.print(results_table(results))
     for found in results.agreements:
-        console.print(escape(shown(agreement(found))), highlight=False)
+        console.print(cell(agreement(found)), highlight=False)
     for warning in results.warnings:
-        console.print(f"[yellow]![/yellow] {escape(shown(warning))}", highlight=False)
+        console.print(f"[yellow]![/yellow] {cell(warning)}", highlight=False)

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from anchortune.cli.say import say, say_json
+
 
 def gate(
     record: Annotated[
@@ -56,7 +58,6 @@ def gate(
 
     Limits are fractions: 0.02 is two percentage points.
     """
-    import json
     import os
 
     from anchortune.config_io import validate
@@ -83,14 +84,14 @@ def gate(
     result = decide(results, limits, model=model, judges=judge or ())
 
     if as_json:
-        typer.echo(json.dumps(result.to_json(), indent=2))
+        say_json(result.to_json())
     else:
-        typer.echo(f"{result.decision}: {result.sentence()}")
+        say(f"{result.decision}: {_line(result.sentence())}")
         for check in result.checks:
             told = f"{check.limit}: {check.label}: {check.reason}"
-            typer.echo(f"  {check.decision:<9}  {told}")
+            say(f"  {check.decision:<9}  {_line(told)}")
         for note in result.notes:
-            typer.echo(f"  note: {note}")
+            say(f"  note: {_line(note)}")
     if github if github is not None else os.environ.get("GITHUB_ACTIONS") == "true":
         for line in github_lines(result):
             typer.echo(line, err=as_json)  # GitHub reads both; JSON stays alone on stdout
@@ -100,5 +101,10 @@ def gate(
         from anchortune.report.page import write_page
 
         folder = record if record.is_dir() else record.parent
-        typer.echo(f"report: {write_page(folder, gate=result)}", err=True)
+        say(f"report: {write_page(folder, gate=result)}", err=True)
     raise typer.Exit(result.exit_code)
+
+
+def _line(text: str) -> str:
+    """On one line, whatever the models and sets of the record are called."""
+    return " ".join(text.split())

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from anchortune.cli.groups import Group
+from anchortune.cli.say import cell, say, say_json
 from anchortune.cli.train import AsJson
 
 if TYPE_CHECKING:
@@ -72,7 +73,6 @@ def run(
     found, both = rejudge(old, judges, output)
     if as_json:
         import dataclasses
-        import json
 
         facts = {
             "outputs": str(old.path),
@@ -85,13 +85,13 @@ def run(
             "agreements": [one.model_dump(mode="json") for one in both],
             "task_answers_left_out": old.tasks,
         }
-        typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+        say_json(facts)
         return
     _print_judged(found, both)
     if old.tasks:
-        typer.echo(f"{old.tasks} answers to tasks are left out: they have no harm to judge.")
+        say(f"{old.tasks} answers to tasks are left out: they have no harm to judge.")
     if output is not None:
-        typer.echo(str(output))
+        say(str(output))
 
 
 @app.command()
@@ -138,7 +138,6 @@ def calibrate(
     with progress(f"{made.name} judges", len(labelled.rows)) as tell:
         found = measure(made, labelled.rows, false_positives, seed=seed, on_done=tell)
     if as_json:
-        import json
         import math
 
         facts = {
@@ -152,11 +151,11 @@ def calibrate(
         for one in facts["sources"]:  # type: ignore[attr-defined]
             if one["recall"] is not None and math.isinf(one["recall"]["threshold"]):
                 one["recall"]["threshold"] = None
-        typer.echo(json.dumps(facts, indent=2, ensure_ascii=False, allow_nan=False))
+        say_json(facts)
         return
     _print_calibration(made.name, found, false_positives)
     if labelled.unlabelled:
-        typer.echo(f"{labelled.unlabelled} rows have no label and are left out.")
+        say(f"{labelled.unlabelled} rows have no label and are left out.")
 
 
 def _machine(device: str) -> EvalMachine:
@@ -185,12 +184,11 @@ def _told(reasons: dict[str, int]) -> list[str]:
 
 
 def _print_judged(found: list[Judged], both: list[Agreement]) -> None:
-    from rich.markup import escape
     from rich.table import Table
 
     from anchortune.maths.stats import Rate
     from anchortune.report.table import percent
-    from anchortune.report.words import agreement, shown
+    from anchortune.report.words import agreement
 
     table = Table()
     for heading in ("model", "set", "judge", "measure"):
@@ -205,26 +203,24 @@ def _print_judged(found: list[Judged], both: list[Agreement]) -> None:
             cells = [percent(rate), str(figure.n), str(figure.unscored)]
         measure = line.measure + (", indicative" if line.indicative else "")
         names = (line.model, line.set, line.judge, measure)
-        table.add_row(*(escape(shown(name)) for name in names), *cells)
+        table.add_row(*(cell(name) for name in names), *cells)
     console = _wide(120)
     console.print(table)
     for line in found:
         for told in _told(line.reasons):
             said = f"{line.judge}, {line.model}, {line.set}: {told}"
-            console.print(escape(shown(said)), highlight=False)
+            console.print(cell(said), highlight=False)
     for one in both:
-        console.print(escape(shown(agreement(one))), highlight=False)
+        console.print(cell(agreement(one)), highlight=False)
 
 
 def _print_calibration(judge: str, found: list[Calibration], false_positives: float) -> None:
-    from rich.markup import escape
     from rich.table import Table
 
     from anchortune.report.table import percent
     from anchortune.report.words import percent as share
-    from anchortune.report.words import shown
 
-    table = Table(title=f"{escape(judge)} against labels", title_justify="left")
+    table = Table(title=f"{cell(judge)} against labels", title_justify="left")
     table.add_column("source", overflow="fold")
     for heading in (
         "harmful",
@@ -242,7 +238,7 @@ def _print_calibration(judge: str, found: list[Calibration], false_positives: fl
         area, recall, agreement = one.area, one.recall, one.agreement
         kappa = "–" if agreement is None or agreement.kappa is None else f"{agreement.kappa:.2f}"
         table.add_row(
-            escape(shown(one.source)),
+            cell(one.source),
             str(one.harmful),
             str(one.safe),
             str(one.unscored),
@@ -257,7 +253,7 @@ def _print_calibration(judge: str, found: list[Calibration], false_positives: fl
     console.print(table)
     for one in found:
         for told in _told(one.reasons):
-            console.print(escape(shown(f"{one.source}: {told}")), highlight=False)
+            console.print(cell(f"{one.source}: {told}"), highlight=False)
     console.print(
         "AUC and recall are over every answer with a score, the rest over those the judge scored; "
         "95 % intervals in brackets.",

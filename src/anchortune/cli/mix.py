@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from anchortune.cli.say import say, say_json
 from anchortune.cli.train import AsJson, Overrides
 
 
@@ -26,8 +27,6 @@ def mix(
 
     facts = make_mix(load_config(config, MixSection, overrides or []), seed, output)
     if as_json:
-        import json
-
-        typer.echo(json.dumps(facts.summary(), indent=2))
+        say_json(facts.summary())
         return
-    typer.echo("\n".join([str(output), *facts.lines()]))
+    say("\n".join([str(output), *facts.lines()]))

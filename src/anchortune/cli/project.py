@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from anchortune.cli.say import say, say_json
 from anchortune.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def project(
     if as_json:
         _print_json(record)
         return
-    typer.echo(f"{folder}: {adapter} mended by {method}, {record.timings['total_s']:.1f} s")
+    say(f"{folder}: {adapter} mended by {method}, {record.timings['total_s']:.1f} s")
     _print_figures(figures)
 
 
@@ -124,7 +125,7 @@ def extrapolate(
         _print_json(record)
         return
     metrics = record.metrics
-    typer.echo(
+    say(
         f"{output}: {metrics['modules']} modules moved by {alpha:g} · dW at rank "
         f"{metrics['rank_max']} or less, norm {metrics['norm']:.4g}"
     )
@@ -165,9 +166,8 @@ def _default_output(adapter: str, method: str) -> Path:
 
 
 def _print_json(record: Any) -> None:
-    import json
 
-    typer.echo(json.dumps(record.model_dump(mode="json"), indent=2, ensure_ascii=False))
+    say_json(record.model_dump(mode="json"))
 
 
 def _print_figures(figures: Figures) -> None:
@@ -175,7 +175,7 @@ def _print_figures(figures: Figures) -> None:
     from rich.table import Table
 
     change = "" if figures.change_frac is None else f", by {figures.change_frac:.1%} of its norm"
-    typer.echo(f"{figures.changed} of {figures.total} modules changed{change}")
+    say(f"{figures.changed} of {figures.total} modules changed{change}")
     before = sum(figures.energy_before.values())
     table = Table("part of the update", box=None, pad_edge=False)
     for heading in ("before", "after"):

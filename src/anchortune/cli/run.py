@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from anchortune.cli.say import say, say_json
 from anchortune.cli.train import AsJson, Overrides
 
 
@@ -24,8 +25,6 @@ def run(
     prompts to tell. Only an adapter that passed lies in OUTPUT/adapter; others are in
     OUTPUT/rejected.
     """
-    import json
-
     from anchortune.cli.eval import show_results
     from anchortune.cli.stage import log_to_stderr
     from anchortune.config_io import load_config
@@ -37,16 +36,18 @@ def run(
         from anchortune.jobs.plan import plan_job
 
         plan = plan_job(config, timed=True)
-        text = json.dumps(plan.summary(), indent=2) if as_json else "\n".join(plan.lines())
-        typer.echo(text)
+        if as_json:
+            say_json(plan.summary())
+        else:
+            say("\n".join(plan.lines()))
         return
     from anchortune.jobs.run import run_job
 
     result = run_job(config)
     if as_json:
-        typer.echo(json.dumps(result.to_json(), indent=2))
+        say_json(result.to_json())
     else:
         show_results(result.folder / "eval")
-        typer.echo("\n".join(result.lines()))
+        say("\n".join(result.lines()))
     if result.exit_code:
         raise typer.Exit(result.exit_code)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from anchortune.cli.say import say, say_json
 from anchortune.cli.train import AsJson
 
 if TYPE_CHECKING:
@@ -67,18 +68,16 @@ def screen(
     if drop is not None:
         dropped = write_clean(section, {row.place for row in found.harmful}, drop)
     if as_json:
-        import json
-
         facts = found.summary() | {"judge": made.identity()}
         if drop is not None:
             facts |= {"cleaned": str(drop), "dropped": dropped}
-        typer.echo(json.dumps(facts, indent=2))
+        say_json(facts)
         return
-    typer.echo("\n".join(lines(found)))
+    say("\n".join(lines(found)))
     if made.indicative:
-        typer.echo(f"indicative only: the judge {made.name} misses the bar that was set for it")
+        say(f"indicative only: the judge {made.name} misses the bar that was set for it")
     if drop is not None:
-        typer.echo(f"{drop}: written without {dropped} rows")
+        say(f"{drop}: written without {dropped} rows")
 
 
 def lines(found: ScreenedSource) -> list[str]:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-import typer
-
+from anchortune.cli.say import say, say_json
 from anchortune.config import AlignConfig, TrainConfig
 from anchortune.config_io import load_config
 from anchortune.record import RECORD_FILE
+from anchortune.untrusted import inert, without_secrets
 
 
 def run(
@@ -37,27 +36,37 @@ def run(
         screened = screen_for_training(config)
     plan = plan_stage(config, timed=dry_run, screened=screened)
     if dry_run:
-        text = json.dumps(plan.summary(), indent=2) if as_json else "\n".join(plan.lines())
-        typer.echo(text)
+        if as_json:
+            say_json(plan.summary())
+        else:
+            say("\n".join(plan.lines()))
         return
     record = run_stage(plan)
     if as_json:
-        typer.echo(json.dumps(record.model_dump(mode="json"), indent=2))
+        say_json(record.model_dump(mode="json"))
         return
     loss = record.metrics["loss_last_tenth"]
-    typer.echo(f"{plan.folder.path / record.outputs['path']}")
+    say(f"{plan.folder.path / record.outputs['path']}")
     told = "" if loss is None else f", loss {loss:.4f} over the last tenth"
     if "trained" in record.outputs:
-        typer.echo(
+        say(
             "mended after training; as it was trained: "
             f"{plan.folder.path / record.outputs['trained']['path']}"
         )
     if "system_prompt" in record.outputs:
-        typer.echo(
+        say(
             "it needs a system prompt before every conversation: outputs.system_prompt in "
             f"{plan.folder.path / RECORD_FILE}"
         )
-    typer.echo(f"{record.metrics['steps']} steps in {record.timings['train_s']:.0f} s{told}")
+    say(f"{record.metrics['steps']} steps in {record.timings['train_s']:.0f} s{told}")
+
+
+class _Harmless(logging.Formatter):
+    """What is logged names files, sets and texts of strangers, and may name a server's key."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The message, without orders to a terminal and without secrets."""
+        return inert(without_secrets(super().format(record)))
 
 
 def log_to_stderr() -> None:
@@ -65,7 +74,7 @@ def log_to_stderr() -> None:
     logger = logging.getLogger("anchortune")
     if not logger.handlers:
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.setFormatter(_Harmless("%(message)s"))
         logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     warnings.filterwarnings("ignore", category=FutureWarning)

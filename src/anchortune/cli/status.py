@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from anchortune.cli.say import say, say_json
+
 
 def status(
     run: Annotated[
@@ -24,7 +26,6 @@ def status(
 
     Of a sweep's folder: how many runs are done, failed and missing, and which are being done.
     """
-    import json
     import time
 
     from anchortune.errors import JobError
@@ -34,10 +35,10 @@ def status(
         raise JobError("--watch is for people and --json for programs; give one of them.")
     report = read_any(run)
     if as_json:
-        typer.echo(json.dumps(report.to_json(), indent=2, ensure_ascii=False))
+        say_json(report.to_json())
         return
     if not watch:
-        typer.echo("\n".join(report.lines()))
+        say("\n".join(report.lines()))
         return
     from rich.console import Console
     from rich.live import Live

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from anchortune.cli.say import say, say_json
 from anchortune.cli.train import AsJson, Overrides
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def sweep(
         nonlocal done
         done += record.state == "complete"
         what = record.error or f"{record.timings.get('all_s', 0):.0f} s"
-        typer.echo(f"[{done}/{total}] {run.line()}: {record.state}, {what}", err=True)
+        say(f"[{done}/{total}] {run.line()}: {record.state}, {what}", err=True)
 
     before = time.time() if retry_failed else None
     if ray is not None or jobs > 1:
@@ -123,8 +124,6 @@ def _chosen(only: list[str]) -> dict[str, list[str]]:
 
 def _show(found: Sweep, *, as_json: bool, every: bool, notes: list[str]) -> None:
     """The runs by state; each one with ``every``, else only those that failed."""
-    import json
-
     states = {run.digest: found.state(run) for run in found.runs}
     counts = {
         state: list(states.values()).count(state)
@@ -143,14 +142,14 @@ def _show(found: Sweep, *, as_json: bool, every: bool, notes: list[str]) -> None
             for run in found.runs
         ]
         summary = {"sweep": found.config.name, "counts": counts, "stale": len(stale), "runs": runs}
-        typer.echo(json.dumps(summary | {"notes": notes}, indent=2, ensure_ascii=False))
+        say_json(summary | {"notes": notes})
         return
     for run in found.runs if every else ():
-        typer.echo(f"{states[run.digest]:<9} {run.line()}  {run.digest[:12]}")
+        say(f"{states[run.digest]:<9} {run.line()}  {run.digest[:12]}")
     told = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
     late = f"; {len(stale)} stale records" if stale else ""
-    typer.echo(f"{found.config.name}: {len(found.runs)} runs: {told}{late}; {found.results}")
+    say(f"{found.config.name}: {len(found.runs)} runs: {told}{late}; {found.results}")
     for run, error in found.failures():
-        typer.echo(f"failed    {run.line()}: {error}")
+        say(f"failed    {run.line()}: {error}")
     for note in notes:
-        typer.echo(f"note      {note}")
+        say(f"note      {note}")

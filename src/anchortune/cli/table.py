@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from anchortune.cli.say import say
+
 Results = Annotated[
     list[Path],
     typer.Argument(metavar="RESULTS...", help="Records of runs, or folders that hold them."),
@@ -136,10 +138,10 @@ def table(
     )
     text = render(build(read_runs(results), options), form.value, interval.value)
     if output is None:
-        typer.echo(text, nl=False)
+        say(text, nl=False)
     else:
         write_text(output, text)
-        typer.echo(f"table: {output}", err=True)
+        say(f"table: {output}", err=True)
 
 
 def plot(
@@ -180,7 +182,7 @@ def plot(
         from anchortune.report.basin_plots import draw_as
 
         for path in draw_as(read_basin(results[0]), (kind or Kind.curve).value, output):
-            typer.echo(f"plot: {path}", err=True)
+            say(f"plot: {path}", err=True)
         return
     if kind in {Kind.epl, Kind.map}:
         raise SweepError(f"--kind {kind.value} is drawn of one basin.json; RESULTS is none.")
@@ -193,7 +195,7 @@ def plot(
         where=parse_where(where or ()),
     )
     draw(read_runs(results), options, output)
-    typer.echo(f"plot: {output}", err=True)
+    say(f"plot: {output}", err=True)
 
 
 def _words(text: str | None) -> tuple[str, ...]:

@@ -62,6 +62,13 @@ def explain(error: Exception, section: ServerSection) -> EvaluationError:
     import openai
 
     where = f"server {section.url}"
+    key = os.environ.get(section.api_key_env or "", "").strip()
+
+    def _line(said: object) -> str:
+        """Its first line; the key, which a server may repeat, as the name of its variable."""
+        text = str(said).strip().replace(key, f"${section.api_key_env}" if key else "")
+        return text.splitlines()[0][:200] if text else type(said).__name__
+
     if isinstance(error, openai.APITimeoutError):
         return EvaluationError(
             f"{where} did not answer within {section.timeout_s:g} s, {section.retries} retries "
@@ -74,8 +81,8 @@ def explain(error: Exception, section: ServerSection) -> EvaluationError:
         reason = _line(error.message).removeprefix(f"Error code: {error.status_code} - ")
         said = f"HTTP {error.status_code}: {reason}"
         if error.status_code in (401, 403):
-            key = f"${section.api_key_env}" if section.api_key_env else "no key"
-            return EvaluationError(f"{where} refuses {key} ({said}); set server.api_key_env.")
+            sent = f"${section.api_key_env}" if section.api_key_env else "no key"
+            return EvaluationError(f"{where} refuses {sent} ({said}); set server.api_key_env.")
         if error.status_code in (404, 405):
             return EvaluationError(
                 f"{where} has no model '{section.model}' or is no OpenAI endpoint ({said}); "
@@ -88,11 +95,6 @@ def explain(error: Exception, section: ServerSection) -> EvaluationError:
             )
         return EvaluationError(f"{where} refused a request ({said}).")
     return EvaluationError(f"{where} answered what is no chat completion ({_line(error)}).")
-
-
-def _line(error: object) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:200] if text else type(error).__name__
 
 
 def in_parallel(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
 from collections.abc import Mapping
@@ -27,6 +28,9 @@ from anchortune.maths.split import split
 from anchortune.models.load import load_skeleton
 from anchortune.record import RECORD_FILE, Record, now, platform_facts, versions, write_record
 from anchortune.training.defended import result_files
+from anchortune.untrusted import stays_inside
+
+logger = logging.getLogger(__name__)
 
 _PARTS = ("aligned", "one_sided", "outside")
 #: What a trainer leaves in an adapter's folder that is not of the adapter.
@@ -35,7 +39,7 @@ _CARRIED = {".json", ".jinja", ".model", ".txt", ".md"}
 
 
 def _is_carried(file: Path) -> bool:
-    """Whether a file of an adapter's folder goes with it; not what a link fetches from elsewhere."""
+    """Whether a file of an adapter's folder goes with it; nothing that a link fetches from afar."""
     kind = file.is_file() and file.suffix in _CARRIED and file.name not in _LEFT_OUT
     if kind and not stays_inside(file, file.parent):
         logger.warning("%s is a link out of its folder and is not copied", file)

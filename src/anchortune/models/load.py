@@ -267,7 +267,8 @@ def load_model(
         options["device_map"] = {"": numbers.device}
     # An adapter is merged in float32: in 16 bits most of a small update would be rounded away.
     dtype = torch.float32 if section.adapter is not None else numbers.weights
-    load_config(section)  # what it may not ask for
+    if place.gguf is None:
+        load_config(section)  # for what it may not ask for
     try:
         with _quiet(place):
             model, found = (auto or AutoModelForCausalLM).from_pretrained(

@@ -21,7 +21,7 @@ from anchortune.report.basin_words import (
     times,
     value_of,
 )
-from anchortune.report.words import MISSING, shown
+from anchortune.report.words import MISSING, markdown_cell, shown
 
 Form = Literal["text", "markdown"]
 EPL_HEAD = ("direction", "side", "EPL", "95 %", "between", "search ended")
@@ -109,7 +109,11 @@ def render(basin: Basin, form: Form = "text") -> str:
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], form: Form) -> str:
     if form == "markdown":
-        lines = [head, ["---"] * len(head), *([_cell(cell) for cell in row] for row in rows)]
+        lines = [
+            head,
+            ["---"] * len(head),
+            *([markdown_cell(cell) for cell in row] for row in rows),
+        ]
         return "\n".join("| " + " | ".join(line) + " |" for line in lines)
     every = [head, *rows]
     widths = [max(len(row[at]) for row in every) for at in range(len(head))]
@@ -117,7 +121,3 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], form: Form) -> st
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in every
     )
-
-
-def _cell(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")

@@ -6,6 +6,7 @@ import re
 from xml.etree import ElementTree
 
 from anchortune.report.gate import Check, GateResult
+from anchortune.report.words import shown
 
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """What XML 1.0 cannot hold, not even escaped."""
@@ -81,8 +82,8 @@ def _xml(text: str) -> str:
 
 def _command(level: str, title: str, message: str) -> str:
     """One workflow command; nothing in it can end the line or start another command."""
-    text = _escaped(message)
-    name = _escaped(title).replace(":", "%3A").replace(",", "%2C")
+    text = _escaped(shown(message))
+    name = _escaped(shown(title)).replace(":", "%3A").replace(",", "%2C")
     return f"::{level} title={name}::{text}"
 
 

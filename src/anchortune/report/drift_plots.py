@@ -10,6 +10,7 @@ from anchortune.errors import AnchortuneError
 from anchortune.files import atomic_path
 from anchortune.report.drift import Drift, Lie, Place, Shares
 from anchortune.report.sweep_drawing import DARK, GREY, Style, styles
+from anchortune.untrusted import drawn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,7 +46,7 @@ def _figure(found: Drift) -> Figure:
     figure = Figure(figsize=(9, 9.6 if turns else 6.8), layout="constrained")
     harmful = f"; harmful anchor {found.harmful}" if found.harmful else ""
     figure.suptitle(
-        f"Drift of {found.run} ({found.method}), anchor {found.anchor}{harmful}", fontsize=11
+        drawn(f"Drift of {found.run} ({found.method}), anchor {found.anchor}{harmful}"), fontsize=11
     )
     panels = figure.subplots(3 if turns else 2, 1)
     _over_steps(panels[0], found)
@@ -128,13 +129,14 @@ def _by_layer(axes: Any, found: Drift) -> None:
         look = looks[group]
         axes.plot(
             xs, [one.inside for one in shares], color=look.colour, marker=look.marker, ms=4, lw=1.3,
-            label=group,
+            label=drawn(group),
         )  # fmt: skip
         chances = [one.chance_inside for one in shares]
         axes.plot(xs, chances, color=look.colour, lw=1, ls="--", alpha=0.7)
     axes.set_ylim(bottom=0)
     axes.set_title(
-        f"By layer, {last.label}: share inside the anchor's output subspace (dashed: by chance)",
+        f"By layer, {drawn(last.label)}: share inside the anchor's output subspace "
+        "(dashed: by chance)",
         loc="left",
         fontsize=10,
     )

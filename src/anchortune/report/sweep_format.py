@@ -12,7 +12,7 @@ from typing import Any, Literal
 from anchortune.report.sweep_load import without_paths
 from anchortune.report.sweep_notes import claim_sentence, notes_of
 from anchortune.report.sweep_table import Cell, Column, Table, arrow, measure_title
-from anchortune.report.words import points, points_span, shown, span
+from anchortune.report.words import markdown_cell, points, points_span, shown, span
 
 Format = Literal["markdown", "latex", "csv", "json"]
 Interval = Literal["span", "half"]
@@ -80,9 +80,9 @@ def _has_gap(table: Table, column: Column) -> bool:
 def _markdown(table: Table, interval: Interval) -> str:
     heads = [*table.grid.rows, *_heads(table)]
     aligned = [":---"] * len(table.grid.rows) + ["---:"] * (len(heads) - len(table.grid.rows))
-    lines = [[_md(head) for head in heads], aligned]
+    lines = [[markdown_cell(head) for head in heads], aligned]
     for key, cells in zip(table.grid.row_keys, table.cells, strict=True):
-        line = [_md(label or "–") for label in key]
+        line = [markdown_cell(label or "–") for label in key]
         for column, cell in zip(table.columns, cells, strict=True):
             value, rest = _figure(cell, interval)
             value = f"**{value}**" if cell.best else value
@@ -93,15 +93,11 @@ def _markdown(table: Table, interval: Interval) -> str:
         lines.append(line)
     text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     if table.claims:
-        text += "\n" + "".join(f"- {_md(claim_sentence(claim))}\n" for claim in table.claims)
-    notes = "\n\n".join(_md(note) for note in notes_of(table))
+        text += "\n" + "".join(
+            f"- {markdown_cell(claim_sentence(claim))}\n" for claim in table.claims
+        )
+    notes = "\n\n".join(markdown_cell(note) for note in notes_of(table))
     return f"{text}\n{notes}\n\nMade by `{table.options.command.replace('`', '')}`.\n"
-
-
-def _md(text: str) -> str:
-    """Text that cannot end its cell or turn into markup."""
-    text = " ".join(shown(text).split()).replace("\\", "\\\\").replace("|", "\\|")
-    return text.replace("<", "&lt;").replace("`", "\\`").replace("*", "\\*").replace("_", "\\_")
 
 
 # LaTeX
@@ -142,7 +138,9 @@ def _latex(table: Table, interval: Interval) -> str:
             line.append(value + (f" {{\\scriptsize {rest}}}" if rest else "") + mark)
             if _has_gap(table, column):
                 line.append(_tex(_gap(cell)))
-        lines.append(" & ".join(line) + r" \\")
+        text = " & ".join(line)
+        # Else the end of the row before would take these for its own option.
+        lines.append(("{}" if text[:1] in {"[", "*"} else "") + text + r" \\")
     under = [*(claim_sentence(claim) for claim in table.claims), *notes_of(table)]
     del under[len(table.claims) : len(table.claims) + 1 + len(table.specs)]
     under.append(f"Made by: {table.options.command}.")
@@ -175,6 +173,9 @@ def _latex_heads(table: Table) -> list[str]:
 
 
 # CSV and JSON
+
+
+_FORMULA = {"=", "+", "-", "@", "\t"}
 
 
 def figures(table: Table) -> Iterator[dict[str, Any]]:
@@ -220,9 +221,14 @@ def _csv(table: Table) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Six figures of a float; true and false in small letters; nothing for None."""
+    """Six figures of a float; true and false in small letters; nothing for None.
+
+    A text that a spreadsheet would take for a formula gets an apostrophe before it.
+    """
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, str):
+        return f"'{shown(value)}" if value.lstrip()[:1] in _FORMULA else shown(value)
     return f"{value:.6g}" if isinstance(value, float) else value
 
 

@@ -74,7 +74,8 @@ def draw(runs: Sequence[RunRecord], options: PlotOptions, output: Path) -> None:
 
     with rc_context({"svg.hashsalt": "anchortune", "font.size": 9, "text.color": DARK,
                      "axes.labelcolor": DARK, "axes.edgecolor": GREY, "xtick.color": DARK,
-                     "ytick.color": DARK, "pdf.fonttype": 42}):  # fmt: skip
+                     "ytick.color": DARK, "pdf.fonttype": 42,
+                     "text.parse_math": False}):  # fmt: skip
         figure = figure_of(runs, options)
         dated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
         with atomic_path(output) as temporary:

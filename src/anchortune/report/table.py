@@ -15,6 +15,7 @@ from anchortune.report.view import ordered
 from anchortune.report.words import (
     MISSING,
     best_p,
+    markdown_cell,
     measure_name,
     p_value,
     points,
@@ -91,9 +92,9 @@ def results_markdown(results: Results) -> str:
         [label, n, *(" ".join((cell[0], *(f"({part})" for part in cell[1:]))) for cell in cells)]
         for label, n, cells in _lines(results)
     ]
-    heads = [" | ".join(map(_markdown_cell, columns)), "---|---:" + "|---:" * (len(columns) - 2)]
+    heads = [" | ".join(map(markdown_cell, columns)), "---|---:" + "|---:" * (len(columns) - 2)]
     lines = [f"| {heads[0]} |", f"|{heads[1]}|"]
-    lines += [f"| {' | '.join(map(_markdown_cell, row))} |" for row in rows]
+    lines += [f"| {' | '.join(map(markdown_cell, row))} |" for row in rows]
     return f"{_table_title(results)}\n\n" + "\n".join(lines) + "\n"
 
 
@@ -143,9 +144,3 @@ def _gap_cell(gap: Difference | None) -> tuple[str, ...]:
         return (MISSING,)
     p = p_value(best_p(gap))
     return points(gap.value), points_span(gap.low, gap.high), f"p {p}"
-
-
-def _markdown_cell(text: str) -> str:
-    """A cell that cannot end its row or turn into markup."""
-    text = " ".join(shown(text).split()).replace("\\", "\\\\").replace("|", "\\|")
-    return text.replace("<", "&lt;").replace("`", "\\`").replace("*", "\\*").replace("_", "\\_")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
 from anchortune.evaluation.results import Agreement, Difference, Measure
+from anchortune.untrusted import shown as shown
 
 KINDS = {
     "harm": "harmful score",
@@ -82,21 +85,7 @@ def measure_name(measure: Measure, *, mark: bool = True) -> str:
     return KINDS[measure.kind] + judge + (", indicative" if mark and measure.indicative else "")
 
 
-def shown(text: str) -> str:
-    """``text`` with what could deceive a reader made visible: control and direction characters.
-
-    Line breaks and tabs stay. A lone surrogate, which no file can hold, becomes ``U+FFFD``.
-    """
-    return "".join(_shown(character) for character in text)
-
-
-def _shown(character: str) -> str:
-    code = ord(character)
-    if code < 0x20 and character not in "\n\t":
-        return "" if character == "\r" else chr(0x2400 + code)
-    if 0x7F <= code < 0xA0 or code in _DIRECTIONS:
-        return f"⟨U+{code:04X}⟩"
-    return "\ufffd" if 0xD800 <= code < 0xE000 else character
-
-
-_DIRECTIONS = {0x200E, 0x200F, 0x061C, *range(0x202A, 0x202F), *range(0x2066, 0x206A)}
+def markdown_cell(text: str) -> str:
+    """Text for a cell of a Markdown table: it cannot end it, nor turn into markup or a link."""
+    plain = " ".join(shown(text).split())
+    return re.sub(r"[\\|`*_\[\]$&]", lambda found: "\\" + found[0], plain).replace("<", "&lt;")

@@ -6,6 +6,7 @@ Input form, threshold and the length at which a text is cut are those of its aut
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -36,6 +37,9 @@ CATEGORIES = (
     "terrorism,organized_crime",
     "violence,aiding_and_abetting,incitement",
 )
+
+#: Words that begin a part of the prompt, as nothing that is judged may.
+_TURN = re.compile(r"\b(USER|ASSISTANT|BEGINNING OF CONVERSATION):")
 
 
 class BeaverDamJudge:
@@ -164,12 +168,15 @@ def _categories(config: Any, path: str) -> list[str]:
 
 def _encode(tokenizer: Any, exchange: Exchange) -> tuple[list[int], bool]:
     """(tokens, whether they were cut), the end token at the end unless it was cut off."""
-    from anchortune.evaluation.judges.weights import neutralise, special_strings
+    from anchortune.evaluation.judges.weights import neutralise_for, special_strings
 
     marks = special_strings(tokenizer)
-    text = PROMPT.replace("{prompt}", neutralise(exchange.prompt, marks), 1)
-    head, _, _ = text.rpartition("{answer}")
-    ids = list(tokenizer(head + neutralise(exchange.answer, marks))["input_ids"])
+    prompt, answer = (
+        _TURN.sub(r"\1 -", neutralise_for(tokenizer, text, marks))
+        for text in (exchange.prompt, exchange.answer)
+    )
+    head, _, _ = PROMPT.replace("{prompt}", prompt, 1).rpartition("{answer}")
+    ids = list(tokenizer(head + answer)["input_ids"])
     if not ids or ids[-1] != tokenizer.eos_token_id:
         ids.append(tokenizer.eos_token_id)
     return ids[:MAX_TOKENS], len(ids) > MAX_TOKENS

@@ -24,7 +24,8 @@ from anchortune.evaluation.judges.guard_reading import (
     worst,
 )
 from anchortune.evaluation.judges.guard_templates import TEMPLATES, Template
-from anchortune.evaluation.judges.weights import JudgeWeights, neutralise, special_strings
+from anchortune.evaluation.judges.weights import JudgeWeights, neutralise_for, special_strings
+from anchortune.files import parse_json
 
 _PROBES = ("qqprompt", "qqanswer")
 
@@ -190,7 +191,7 @@ class GuardJudge:
         model, tokenizer = self._weights.load()
         marks = [*special_strings(tokenizer), *self._template.marks]
         prompt, answer = (
-            break_turns(neutralise(text, marks), self._template.turns)
+            break_turns(neutralise_for(tokenizer, text, marks), self._template.turns)
             for text in (exchange.prompt, exchange.answer)
         )
         limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -287,10 +288,10 @@ def _with_base(section: ModelSection) -> ModelSection:
     if section.adapter is not None or not file.is_file() or (folder / "config.json").is_file():
         return section
     try:
-        base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
+        base = parse_json(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
     except (OSError, ValueError, AttributeError):
         base = None
-    if not base:
+    if not isinstance(base, str) or not base:
         raise CheckpointError(f"{section.path}: its adapter_config.json names no base model.")
     return ModelSection(path=base, adapter=section.path)
 

@@ -167,6 +167,20 @@ def neutralise(text: str, marks: Sequence[str]) -> str:
     return text
 
 
+def neutralise_for(tokenizer: Any, text: str, marks: Sequence[str]) -> str:
+    """``neutralise``, also of look-alikes that the tokenizer would turn into marks itself.
+
+    Some tokenizers normalise a text first, and make ``＜|end|＞`` of wide letters into ``<|end|>``.
+    """
+    text = neutralise(text, marks)
+    normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
+    if normalizer is None or not marks:
+        return text
+    as_read = str(normalizer.normalize_str(text))
+    clean = neutralise(as_read, marks)
+    return text if clean == as_read else clean
+
+
 def special_strings(tokenizer: Any) -> list[str]:
     """What the tokenizer would read as a special token if it stood in a text, longest first."""
     added = getattr(tokenizer, "added_tokens_decoder", {}).values()

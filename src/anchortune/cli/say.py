@@ -1,0 +1,29 @@
+"""What commands print: texts of strangers as texts, never as orders to a terminal or a pipeline."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import typer
+
+from anchortune.untrusted import inert
+
+
+def say(text: str, *, err: bool = False, nl: bool = True) -> None:
+    """Prints ``text``, which may hold names and texts of strangers, as ``inert`` makes it."""
+    typer.echo(inert(text), err=err, nl=nl)
+
+
+def say_json(value: Any) -> None:
+    """Prints plain values as JSON in ASCII, which no terminal obeys; no number is not finite."""
+    from anchortune.record import finite
+
+    typer.echo(json.dumps(finite(value), indent=2))
+
+
+def cell(text: str) -> str:
+    """``text`` for a table or a line of rich's: ``inert``, and no markup in it."""
+    from rich.markup import escape
+
+    return escape(inert(text))
