@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,29 @@ PLAIN_TEMPLATE = (
     "{% if add_generation_prompt %}### Response:\n{% endif %}"
 )
 """For models without a chat template: headings on lines of their own, the answer ended by eos."""
+
+
+class TemplateRefusal(DataError):
+    """A chat template that refuses a conversation, or fails on it."""
+
+
+def render_chat(tokenizer: Any, messages: Sequence[dict[str, str]], **options: Any) -> str:
+    """The text of a conversation in the model's chat template.
+
+    Args:
+        tokenizer: with its chat template; see ``ensure_chat_template``.
+        messages: the turns.
+        options: further ones of ``apply_chat_template``.
+
+    Raises:
+        TemplateRefusal: the template refuses it (no system role, roles out of turn) or fails. It is
+            a program that came with the model, run in Jinja's sandbox, and may fail in any way.
+    """
+    try:
+        return str(tokenizer.apply_chat_template(list(messages), tokenize=False, **options))
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise TemplateRefusal(f"the chat template refuses it ({reason[:200]})") from None
 
 
 def ensure_chat_template(tokenizer: Any) -> bool:
@@ -60,14 +84,10 @@ def with_system(
         messages: without a system turn; left unchanged.
         system: the system prompt.
     """
-    from jinja2 import TemplateError
-
     behind = [{"role": "system", "content": system}, *messages]
-    try:
-        if system.strip() in str(tokenizer.apply_chat_template(behind, tokenize=False)):
+    with contextlib.suppress(TemplateRefusal):
+        if system.strip() in render_chat(tokenizer, behind):
             return behind
-    except TemplateError:
-        pass
     found = [dict(turn) for turn in messages]
     for turn in found:
         if turn["role"] == "user":

@@ -17,6 +17,10 @@ from anchortune.config import PRESETS
 from anchortune.errors import ConfigError
 
 Config = TypeVar("Config", bound=BaseModel)
+_POSITION = re.compile(r"[0-9]{1,9}")
+_MOST_BYTES = 1 << 20
+_MOST_VALUES = 100_000
+"""What a config may come to with its aliases written out: ten lines of them can make a billion."""
 _NAMES: dict[Any, str] = {
     int: "a whole number",
     float: "a number",
@@ -55,11 +59,17 @@ def parse_yaml(text: str, where: str) -> Any:
         where: the file or flag, for the error.
 
     Raises:
-        ConfigError: not YAML, or a key given twice.
+        ConfigError: not YAML, a key given twice, a value that is none of its kind (a date without
+            a 13th month), or more values than any config has.
     """
-    loader = _Loader(text)
     try:
-        return loader.get_single_data()
+        loader = _Loader(text)  # which looks for characters that YAML has not
+        try:
+            value = loader.get_single_data()
+        finally:
+            loader.dispose()
+        _count(value, (), {})
+        return value
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
     except yaml.YAMLError as error:
@@ -67,8 +77,30 @@ def parse_yaml(text: str, where: str) -> Any:
         line = f"line {mark.line + 1}: " if mark is not None else ""
         problem = getattr(error, "problem", None) or error
         raise ConfigError(f"{where}: {line}not valid YAML ({problem}).") from None
-    finally:
-        loader.dispose()
+    except RecursionError:
+        raise ConfigError(f"{where}: its values lie too deep in each other.") from None
+    except (ValueError, AttributeError, OverflowError) as error:
+        # PyYAML's own readers of numbers and dates, of what only looks like one
+        raise ConfigError(f"{where}: not valid YAML ({error}).") from None
+
+
+def _count(value: Any, above: tuple[int, ...], known: dict[int, int]) -> int:
+    """How many values ``value`` comes to, those under an alias counted at each of its places.
+
+    Raises:
+        ConfigError: more than ``_MOST_VALUES``, or one that holds itself.
+    """
+    if not isinstance(value, dict | list):
+        return 1
+    place = id(value)
+    if place in above:
+        raise ConfigError("an alias (*) stands within what it stands for; write it out.")
+    if place not in known:
+        inner = [*value, *value.values()] if isinstance(value, dict) else value
+        known[place] = 1 + sum(_count(one, (*above, place), known) for one in inner)
+    if known[place] > _MOST_VALUES:
+        raise ConfigError(f"its values, aliases written out, are more than {_MOST_VALUES}.")
+    return known[place]
 
 
 def assign(tree: dict[str, Any], item: str) -> None:
@@ -86,7 +118,7 @@ def assign(tree: dict[str, Any], item: str) -> None:
     for depth, key in enumerate(keys):
         index: Any = key
         if isinstance(node, list):
-            if not key.isdigit() or int(key) >= len(node):
+            if not _POSITION.fullmatch(key) or int(key) >= len(node):
                 raise ConfigError(
                     f"--set {item}: {'.'.join(keys[:depth])} is a list of {len(node)}; "
                     f"'{key}' is not one of its positions (0 to {len(node) - 1})."
@@ -115,11 +147,14 @@ def _under(file: dict[str, Any], preset: dict[str, Any]) -> dict[str, Any]:
 def _read_tree(file: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The values of a file over those of the file that it extends."""
     try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        with file.open(encoding="utf-8") as stream:
+            text = stream.read(_MOST_BYTES + 1)
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         named = f" that {above[-1]} extends" if above else ""
         raise ConfigError(f"{file}: cannot read the config{named} ({reason}).") from None
+    if len(text) > _MOST_BYTES:
+        raise ConfigError(f"{file}: longer than {_MOST_BYTES} characters, so no config.")
     tree = parse_yaml(text, str(file))
     if tree is None:
         tree = {}
@@ -184,7 +219,7 @@ def with_preset(tree: dict[str, Any]) -> dict[str, Any]:
         chain = _spelt_out(tree["defence"])
         listed = chain if isinstance(chain, list) else [chain]
         names = [entry.get("name") for entry in listed if isinstance(entry, dict)]
-        if not {"asft", "asft-alt"} & set(names):
+        if "asft" not in names and "asft-alt" not in names:
             below = {key: value for key, value in below.items() if key != "penalty"}
     return _under(tree, below)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
-import json
 import math
 import platform
 import sys
@@ -15,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from anchortune._version import __version__
 from anchortune.errors import DataError
-from anchortune.files import write_json
+from anchortune.files import parse_json, write_json
 
 RECORD_FILE = "record.json"
 FORMAT_VERSION = 1
@@ -115,7 +114,7 @@ def read_record(folder: str | Path) -> Record:
     """
     path = Path(folder) / RECORD_FILE
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{folder}: no {RECORD_FILE} in it, so no complete run.") from None
     except (OSError, ValueError) as error:
@@ -123,7 +122,7 @@ def read_record(folder: str | Path) -> Record:
     version = value.get("format_version") if isinstance(value, dict) else None
     if version != FORMAT_VERSION:
         raise DataError(
-            f"{path}: record format {version}, but this version reads {FORMAT_VERSION}."
+            f"{path}: record format {str(version)[:20]}, but this version reads {FORMAT_VERSION}."
         )
     try:
         return Record.model_validate(value)

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,9 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from anchortune.checkpoints.adapter_config import ADAPTER_CONFIG as CONFIG
+from anchortune.checkpoints.adapter_config import read_adapter_config, scale_of
+from anchortune.checkpoints.tensor_file import read_header
 from anchortune.errors import CheckpointError
 
-CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 
 #: Module -> (A, s·B), in float32.
@@ -129,8 +130,9 @@ def read_adapter(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    config = read_adapter_config(folder, str(folder))
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        read_header(folder / WEIGHTS)  # stricter, and bounded where the library is not
         return load_file(folder / WEIGHTS), config
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"adapter {folder} cannot be read: {error}") from None
@@ -208,7 +210,11 @@ def plain_factors(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> Fac
         if b is None:
             raise CheckpointError(f"it holds {name} without its lora_B")
         module = match[1]
-        found[module] = (a.float(), b.float() * _scale(config, module, a.shape[0]))
+        if module in found or b.ndim != 2 or b.shape[1] != a.shape[0]:
+            raise CheckpointError(f"it holds {name}, which does not fit its lora_B")
+        if not all(part.is_floating_point() and bool(part.isfinite().all()) for part in (a, b)):
+            raise CheckpointError(f"it holds {name}, or its lora_B, with what is no finite number")
+        found[module] = (a.float(), b.float() * scale_of(config, module, a.shape[0]))
     if not found:
         raise CheckpointError("it holds no lora_A and lora_B")
     return found
@@ -217,19 +223,3 @@ def plain_factors(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> Fac
 def _own(tensor: Tensor) -> Tensor:
     """A copy in float32 on the host, for safetensors takes no views of one storage."""
     return tensor.detach().to("cpu", torch.float32, copy=True).contiguous()
-
-
-def _scale(config: Mapping[str, Any], module: str, held: int) -> float:
-    rank = int(_pattern(config, "rank_pattern", module, config.get("r", 8)))
-    if rank != held:
-        raise CheckpointError(f"{module} has rank {held} and its config says {rank}")
-    alpha = float(_pattern(config, "alpha_pattern", module, config.get("lora_alpha", 8)))
-    return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
-
-
-def _pattern(config: Mapping[str, Any], key: str, module: str, default: Any) -> Any:
-    """The value of the first pattern that fits ``module``, matched as PEFT does it."""
-    for pattern, value in (config.get(key) or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return default

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from anchortune.adapter.compose import CONFIG, WEIGHTS
+from anchortune.checkpoints.adapter_config import read_adapter_config
+from anchortune.checkpoints.tensor_file import read_header
 from anchortune.errors import CheckpointError
 
 
@@ -42,20 +43,10 @@ def check_adapter(adapter: str | Path) -> tuple[Path, str | None]:
     Raises:
         CheckpointError: there is no such adapter, or one of its files is broken.
     """
-    from safetensors import SafetensorError, safe_open
-
     folder, commit = locate_adapter(adapter)
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"adapter {adapter}: {CONFIG} cannot be read ({error}).") from None
-    if not isinstance(config, dict) or "peft_type" not in config:
-        raise CheckpointError(f"adapter {adapter}: {CONFIG} names no peft_type; get it again.")
-    try:
-        with safe_open(folder / WEIGHTS, framework="pt"):
-            return folder, commit
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"adapter {adapter}: {WEIGHTS} cannot be read ({error}).") from None
+    read_adapter_config(folder, str(adapter))
+    read_header(folder / WEIGHTS)
+    return folder, commit
 
 
 def _snapshot(name: str) -> Path:
@@ -85,18 +76,24 @@ def merge_adapter(model: Any, adapter: str | Path) -> Any:
     Raises:
         CheckpointError: the adapter cannot be read, is pickled, or does not fit the model.
     """
-    from peft import PeftModel
-    from safetensors import SafetensorError
+    from peft import PeftModel, get_peft_model_state_dict
 
-    folder, _ = locate_adapter(adapter)
+    folder, _ = check_adapter(adapter)
+    held = {name for name in read_header(folder / WEIGHTS)[0] if "lora_" in name}
     dtype = model.dtype
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     try:
         wrapped = PeftModel.from_pretrained(
             model.to(torch.float32), str(folder), use_safetensors=True
         )
+        wanted = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
+        other = sorted(held ^ {name for name in wanted if "lora_" in name})
+        if other:  # PEFT passes over what the model has no place for, and warns of what is missing
+            raise ValueError(
+                f"{other[0]} is {'only in the file' if other[0] in held else 'missing'}"
+            )
         merged = wrapped.merge_and_unload(safe_merge=True).to(dtype)
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+    except Exception as error:  # what PEFT raises on a broken adapter shares no base class
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise CheckpointError(
             f"adapter {adapter} does not load on the model ({reason[0]}): it belongs on the model "

@@ -19,6 +19,7 @@ from torch import Tensor
 from anchortune._version import __version__
 from anchortune.checkpoints.tensor_file import TensorInfo, read_header, read_tensor
 from anchortune.errors import AnchorError, CheckpointError
+from anchortune.files import parse_json
 from anchortune.maths.factors import (
     Factors,
     direction_cosine,
@@ -210,13 +211,13 @@ def read_anchor(path: Path) -> tuple[dict[str, Factors], AnchorMetadata]:
 
 def _metadata(path: Path, text: str) -> AnchorMetadata:
     try:
-        value = json.loads(text)
+        value = parse_json(text)
         version = value.get("format_version")
     except (ValueError, AttributeError) as error:
         raise AnchorError(f"{path}: the anchor's metadata is no JSON object") from error
-    if version not in (FORMAT_VERSION, HARMFUL_VERSION):
+    if type(version) is not int or version not in (FORMAT_VERSION, HARMFUL_VERSION):
         raise AnchorError(
-            f"{path} is an anchor of format version {version}, and this anchortune "
+            f"{path} is an anchor of format version {str(version)[:20]}, and this anchortune "
             f"({__version__}) reads versions {FORMAT_VERSION} and {HARMFUL_VERSION}: update "
             "anchortune or build it again"
         )
@@ -234,6 +235,10 @@ def _metadata(path: Path, text: str) -> AnchorMetadata:
 
 
 def _factors(path: Path, name: str, info: ModuleInfo, tensors: dict[str, TensorInfo]) -> Factors:
+    if info.rank > min(info.shape):
+        raise AnchorError(
+            f"{path}: {name} claims rank {info.rank} of a matrix {list(info.shape)}: broken file"
+        )
     shapes = {
         "left": (info.shape[0], info.rank),
         "sigma": (info.rank,),
@@ -262,10 +267,10 @@ def check_factors(label: str, factors: Factors) -> None:
         value: Tensor = getattr(factors, side)
         gram = value.T @ value
         off = float((gram - torch.eye(factors.rank, dtype=gram.dtype)).abs().max())
-        if off > _ORTHONORMAL:
+        if not off <= _ORTHONORMAL:  # where products overflow it is NaN
             raise AnchorError(f"{label}.{side} is not orthonormal (off by {off:.1e}): broken file")
     sigma = factors.sigma
     if bool((sigma <= 0).any()) or bool((sigma.diff() > 0).any()):
         raise AnchorError(f"{label}.sigma is not positive and descending: broken file")
-    if float(sigma.double().square().sum()) > factors.norm**2 * (1 + 1e-4):
+    if float(sigma.double().square().sum()) > factors.norm * factors.norm * (1 + 1e-4):
         raise AnchorError(f"{label}.sigma holds more energy than the stated norm: broken file")

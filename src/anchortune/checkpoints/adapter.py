@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,17 +10,23 @@ from typing import Any
 
 from torch import Tensor
 
+from anchortune.checkpoints.adapter_config import (
+    ADAPTER_CONFIG,
+    read_adapter_config,
+    scale_of,
+)
 from anchortune.checkpoints.checkpoint import Checkpoint, StoredTensor
-from anchortune.checkpoints.index import read_json, refuse_pickles
+from anchortune.checkpoints.index import refuse_pickles
 from anchortune.checkpoints.names import Targets, _what, matches, natural
 from anchortune.checkpoints.tensor_file import RawTensor, read_header, read_tensor
 from anchortune.errors import CheckpointError, PairError
 
 logger = logging.getLogger(__name__)
 
-ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_LONGEST_NAME = 300
 _WRAPPER = "base_model.model."
+_PART = re.compile(r"(.+)\.lora_([AB])(\.\w+)?\.weight", re.DOTALL)
 _MOVES_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
 """Starts that change the base weights themselves, so that s·B·A is not what has moved."""
 
@@ -43,7 +48,7 @@ class AdapterCheckpoint(Checkpoint):
     kind: str = "lora"
 
     def __post_init__(self) -> None:
-        self.config = read_json(self.path / ADAPTER_CONFIG)
+        self.config = read_adapter_config(self.path, self.label)
         _refuse_variants(self.label, self.config)
         if not (self.path / ADAPTER_WEIGHTS).is_file():
             refuse_pickles(self.path)
@@ -77,17 +82,27 @@ class AdapterCheckpoint(Checkpoint):
         return raw
 
     def modules(self) -> dict[str, tuple[str, str]]:
-        """For each adapted module, without PEFT's prefix, the names of its A and B."""
+        """For each adapted module, without PEFT's prefix, the names of its A and B.
+
+        Raises:
+            CheckpointError: an A without its B or the other way round, or two of one module.
+        """
         found: dict[str, tuple[str, str]] = {}
         for name in self._stored:
-            match = re.fullmatch(r"(.+)\.lora_A(\.\w+)?\.weight", name)
+            match = _PART.fullmatch(name)
             if match is None:
                 continue
-            other = name.replace(".lora_A", ".lora_B")
+            here, there = ("A", "B") if match[2] == "A" else ("B", "A")
+            other = f"{match[1]}.lora_{there}{match[3] or ''}.weight"
             if other not in self._stored:
                 raise CheckpointError(f"{self.label} has {name!r} but no {other!r}: get it again")
-            module = match[1].removeprefix(_WRAPPER)
-            found[module.replace(".base_layer", "")] = (name, other)
+            if here == "B":
+                continue
+            module = match[1].removeprefix(_WRAPPER).replace(".base_layer", "")
+            if module in found or len(module) > _LONGEST_NAME:
+                why = "has two of" if module in found else "names what is no module,"
+                raise CheckpointError(f"adapter {self.label} {why} {module[:60]!r}: get it again")
+            found[module] = (name, other)
         return dict(sorted(found.items(), key=lambda item: natural(item[0])))
 
     def select(self, targets: Targets) -> list[str]:
@@ -126,25 +141,19 @@ class AdapterCheckpoint(Checkpoint):
         """``s`` of one module: alpha / r, or alpha / sqrt(r) for rsLoRA, with its own patterns.
 
         Raises:
-            CheckpointError: the rank in the config is not that of the tensors.
+            CheckpointError: the rank in the config is not that of the tensors, or A's not B's.
         """
-        a_name = self.modules()[module][0]
-        rank = int(self._pattern("rank_pattern", module, self.config.get("r", 8)))
-        alpha = float(self._pattern("alpha_pattern", module, self.config.get("lora_alpha", 8)))
-        held = self._stored[a_name].shape[0]
-        if rank != held:
+        a_name, b_name = self.modules()[module]
+        held, other = self._stored[a_name].shape[0], self._stored[b_name].shape[1]
+        if held != other:
             raise CheckpointError(
-                f"adapter {self.label}: {a_name!r} has rank {held}, {ADAPTER_CONFIG} says {rank}"
+                f"adapter {self.label}: {a_name!r} has rank {held} and {b_name!r} {other}: "
+                "get it again"
             )
-        return alpha / math.sqrt(rank) if self.config.get("use_rslora") else alpha / rank
-
-    def _pattern(self, key: str, module: str, default: Any) -> Any:
-        """The value of the first pattern that fits ``module``, matched as PEFT does it."""
-        patterns = self.config.get(key) or {}
-        for pattern, value in patterns.items():
-            if re.match(rf"(.*\.)?({pattern})$", module):
-                return value
-        return default
+        try:
+            return scale_of(self.config, module, held)
+        except CheckpointError as error:
+            raise CheckpointError(f"adapter {self.label}: {error}") from None
 
     def is_transposed(self, module: str, stored_shape: tuple[int, ...]) -> bool:
         """Whether the base stores the module (d_in, d_out), after comparing shapes.
@@ -177,6 +186,7 @@ class AdapterCheckpoint(Checkpoint):
     def note_unanchored(self, chosen: Sequence[str]) -> list[str]:
         """What the adapter changes besides ``chosen``'s s·B·A, each as one sentence."""
         notes = []
+        left = [name for name in self._stored if _PART.fullmatch(name) is None]
         saved = self.config.get("modules_to_save")
         if saved:
             notes.append(
@@ -186,6 +196,11 @@ class AdapterCheckpoint(Checkpoint):
         if self.config.get("bias", "none") != "none" or self.config.get("lora_bias"):
             notes.append(
                 f"adapter {self.label} also trains biases, which this anchor does not cover"
+            )
+        if left and not notes:
+            notes.append(
+                f"adapter {self.label} also holds {len(left)} tensors that are no lora_A or lora_B "
+                f"of a weight ({left[0]!r}), which this anchor does not cover"
             )
         for note in notes:
             logger.warning(note)

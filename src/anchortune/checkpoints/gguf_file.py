@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from anchortune.checkpoints.checkpoint import Checkpoint, StoredTensor
+from anchortune.checkpoints.gguf_header import check_header
 from anchortune.checkpoints.tensor_file import RawTensor, tensor_digest
 from anchortune.errors import CheckpointError
 from anchortune.files import sha256_file
@@ -70,9 +71,10 @@ class GgufCheckpoint(Checkpoint):
     def __post_init__(self) -> None:
         from gguf import GGUFReader
 
+        check_header(self.path)
         try:
             self._reader = GGUFReader(self.path)
-        except (ValueError, OSError, IndexError, KeyError, OverflowError) as error:
+        except (ValueError, OSError, IndexError, KeyError, OverflowError, TypeError) as error:
             raise CheckpointError(
                 f"{self.path} is no whole GGUF file ({error}): get it again"
             ) from error
@@ -98,7 +100,10 @@ class GgufCheckpoint(Checkpoint):
 
     def _field(self, name: str) -> Any:
         field = self._reader.get_field(name)
-        return None if field is None else field.contents()
+        try:
+            return None if field is None else field.contents()
+        except ValueError as error:  # a text that is not UTF-8
+            raise CheckpointError(f"{self.path}: {name} is no text: get it again") from error
 
     @property
     def tensors(self) -> Mapping[str, StoredTensor]:
@@ -145,15 +150,20 @@ class GgufCheckpoint(Checkpoint):
         shape = self._stored[name].shape
         value = np.asarray(value, dtype=np.float32).reshape(shape)
         if self._architecture == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
-            value = unpermute(value, self._heads(name))
+            value = unpermute(value, self._heads(name, shape[0]))
         digest = tensor_digest(name, kind, shape, np.ascontiguousarray(tensor.data))
         self.digests[name] = digest
         return RawTensor(torch.from_numpy(np.array(value, copy=True)), digest)
 
-    def _heads(self, name: str) -> int:
+    def _heads(self, name: str, rows: int) -> int:
         heads = self._field("llama.attention.head_count")
         if name.endswith("k_proj.weight"):
             heads = self._field("llama.attention.head_count_kv") or heads
         if not isinstance(heads, int) or heads < 1:
             raise CheckpointError(f"{self.label} does not say how many heads it has: get it again")
+        if rows % (2 * heads):
+            raise CheckpointError(
+                f"{self.label} says that it has {heads} heads, which {rows} rows of {name!r} do "
+                "not divide into: get it again"
+            )
         return heads

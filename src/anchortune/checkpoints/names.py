@@ -26,11 +26,13 @@ _PREFIXES = (
 )
 _INTEGERS = {"I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"}
 _EXPERT = re.compile(r"(^|\.)experts(\.|$)")
+_NUMBER = re.compile(r"[0-9]{1,18}")
 
 
 def natural(name: str) -> list[tuple[int, str]]:
     """A sort key by which layer 2 comes before layer 10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
+    parts = name.split(".")
+    return [(int(part), "") if _NUMBER.fullmatch(part) else (-1, part) for part in parts]
 
 
 def parse_targets(targets: Targets) -> Targets:

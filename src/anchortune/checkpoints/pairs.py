@@ -24,6 +24,7 @@ from anchortune.checkpoints.names import (
 )
 from anchortune.checkpoints.tensor_file import block_rows
 from anchortune.errors import CheckpointError, PairError
+from anchortune.files import parse_json
 from anchortune.maths.factors import frobenius_norm
 
 logger = logging.getLogger(__name__)
@@ -272,7 +273,7 @@ def _trained_from(folder: Checkpoint, file: GgufCheckpoint) -> bool:
     for path in (folder.path / "record.json", folder.path.parent / "record.json"):
         if path.is_file():
             try:
-                record = json.loads(path.read_text("utf-8"))
+                record = parse_json(path.read_text("utf-8"))
             except (OSError, ValueError) as error:
                 raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
             # The run's record lists the hash of every weights file that it started from.

@@ -8,17 +8,17 @@ import re
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from anchortune.checkpoints.adapter import ADAPTER_CONFIG, AdapterCheckpoint
 from anchortune.checkpoints.checkpoint import Checkpoint, FolderCheckpoint, read_config
 from anchortune.checkpoints.gguf_file import GgufCheckpoint
 from anchortune.checkpoints.packaged import resolve
-from anchortune.errors import CheckpointError
+from anchortune.config_io import parse_yaml
+from anchortune.errors import CheckpointError, ConfigError
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _WANTED = ["*.safetensors", "*.json", "README.md"]
 _UNWANTED = ["*/*", "consolidated*"]
+_FRONT_CHARACTERS = 1 << 16
 
 
 def open_checkpoint(
@@ -118,16 +118,18 @@ def _licence(folder: Path) -> str | None:
     card = folder / "README.md"
     if not card.is_file():
         return None
-    match = re.match(r"---\s*\n(.*?)\n---", card.read_text("utf-8", errors="replace"), re.DOTALL)
-    if match is None:
+    with card.open(encoding="utf-8", errors="replace") as stream:
+        first, *lines = stream.read(_FRONT_CHARACTERS).splitlines() or [""]
+    ends = [number for number, line in enumerate(lines) if line.startswith("---")]
+    if first.strip() != "---" or not ends:
         return None
     try:
-        front = yaml.safe_load(match[1])
-    except yaml.YAMLError:
+        front = parse_yaml("\n".join(lines[: ends[0]]), str(card))
+    except ConfigError:
         return None
     if not isinstance(front, dict):
         return None
     value = front.get("license")
     if value == "other":
         value = front.get("license_name") or value
-    return str(value) if value else None
+    return value if isinstance(value, str) and value else None

@@ -21,7 +21,10 @@ from torch import Tensor
 
 from anchortune.errors import CheckpointError
 
-_MAX_HEADER_BYTES = 100 << 20
+_MAX_HEADER_BYTES = 32 << 20
+"""Ten times what the largest models need; as Python objects some 700 MB at worst."""
+_MAX_DIMS = 64
+_MAX_SIZE = 1 << 63
 _BLOCK_ELEMENTS = 1 << 19
 DTYPE_BYTES = {
     **{"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1},
@@ -93,12 +96,14 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
         size = path.stat().st_size
         with path.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
-            if size < 8 or length > _MAX_HEADER_BYTES or 8 + length > size:
+            if size < 8 or 8 + length > size:
                 raise broken("its header is longer than the file")
+            if length > _MAX_HEADER_BYTES:
+                raise broken(f"a header of {length} bytes describes no model")
             header = json.loads(stream.read(length), object_pairs_hook=_no_duplicates)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise broken(f"its header is no JSON: {error}") from error
     if not isinstance(header, dict):
         raise broken("its header is no JSON object")
@@ -128,10 +133,12 @@ def _entry(name: str, value: Any, path: Path, start: int) -> TensorInfo:
     except (TypeError, KeyError, ValueError) as error:
         raise broken("its entry lacks dtype, shape or data_offsets") from error
     numbers = [*shape, begin, end]
-    if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in numbers):
-        raise broken("its shape or offsets are no natural numbers")
-    if dtype not in DTYPE_BYTES:
-        raise broken(f"its dtype {dtype!r} is unknown")
+    if not all(type(n) is int and 0 <= n < _MAX_SIZE for n in numbers):
+        raise broken("its shape or offsets are no natural numbers of 63 bits")
+    if len(shape) > _MAX_DIMS:
+        raise broken(f"it has {len(shape)} dimensions")
+    if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
+        raise broken(f"its dtype {str(dtype)[:40]!r} is unknown")
     expected = math.prod(shape) * DTYPE_BYTES[dtype]
     if end - begin != expected:
         raise broken(f"it has {end - begin} bytes where {dtype} {list(shape)} needs {expected}")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from anchortune.config import DataSection
-from anchortune.data.rows import RawRows, read_rows
+from anchortune.data.rows import SURPLUS, RawRows, read_rows
 from anchortune.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -39,6 +39,11 @@ _ALIASES: dict[str, dict[str, tuple[str, ...]]] = {
 }
 _OPTIONAL = {"input", "system"}
 _ROLES = {"human": "user", "gpt": "assistant", "model": "assistant", "bot": "assistant"}
+
+
+_MOST_REASONS = 8
+"""Kinds of unusable rows that are told apart; what somebody wrote in a row may be part of one."""
+_OTHER = "other reasons"
 
 
 class BadRow(Exception):
@@ -104,7 +109,8 @@ class SourceReport:
 
     def drop(self, place: str, reason: str) -> None:
         """Counts one row as left out."""
-        self.dropped[reason] += 1
+        known = reason in self.dropped or len(self.dropped) < _MOST_REASONS
+        self.dropped[reason if known else _OTHER] += 1
         self.first_bad = self.first_bad or f"{place}: {reason}"
 
     def check(self, max_bad_frac: float) -> None:
@@ -180,6 +186,8 @@ def load_source(
         try:
             if row is None:
                 raise BadRow("not an object")
+            if SURPLUS in row:
+                raise BadRow("more fields than columns")
             item = parse(row, columns, place)
         except BadRow as problem:
             report.drop(raw.places[index], str(problem))
@@ -265,9 +273,11 @@ def _turns(value: Any, what: str) -> list[Message]:
             raise BadRow(f"{what} is not a list of messages")
         role = turn.get("role", turn.get("from"))
         content = turn.get("content", turn.get("value"))
-        role = _ROLES.get(str(role), role)
+        role = _ROLES.get(role, role) if isinstance(role, str) else None
         if role not in ("system", "user", "assistant"):
-            raise BadRow(f"unknown role '{role}'")
+            raise BadRow(
+                "a message without a role" if role is None else f"unknown role '{role:.20}'"
+            )
         if not isinstance(content, str):
             raise BadRow("a message without text")
         turns.append({"role": str(role), "content": content})
@@ -321,6 +331,8 @@ def _from_preference(row: Mapping[str, Any], columns: Mapping[str, str], place: 
         turns = _turns(prompt, "prompt")
         chosen = _turns(row.get(columns["chosen"]), "chosen")
         rejected = _turns(row.get(columns["rejected"]), "rejected")
+        for answer in (chosen, rejected):
+            _checked(Conversation([*turns, *answer], place))
     else:
         turns = _dialogue("", _text(row, columns, "prompt"))
         chosen = [{"role": "assistant", "content": _text(row, columns, "chosen")}]

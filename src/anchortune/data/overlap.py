@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -12,7 +11,7 @@ from anchortune.data.conversations import instruction_text
 from anchortune.data.named import local_path, name_for_records
 from anchortune.data.rows import read_rows
 from anchortune.errors import DataError
-from anchortune.files import sha256_file
+from anchortune.files import parse_json, sha256_file
 from anchortune.sections import RowsSection
 
 #: Columns that hold a prompt, or the text that a task puts a prompt round.
@@ -70,9 +69,13 @@ class Overlaps:
 def _read(place: RowsSection, cue: str) -> tuple[dict[str, Any], frozenset[str]]:
     rows, sha256 = _rows(place)
     named = place.columns.get("prompt")
-    found = {
-        normalised(text.removesuffix(cue)) for text in _prompts(rows, named) if text.strip()
-    } - {""}
+    try:
+        texts = [text for text in _prompts(rows, named) if text.strip()]
+    except RecursionError:
+        raise DataError(
+            f"{place.path}: its lists and objects lie too deep in each other."
+        ) from None
+    found = {normalised(text.removesuffix(cue)) for text in texts} - {""}
     if not found:
         columns = ", ".join(dict.fromkeys(key for row in rows for key in row))
         raise DataError(
@@ -88,7 +91,7 @@ def _rows(place: RowsSection) -> tuple[list[Mapping[str, Any]], str]:
         path = local_path(place.path)
         if path.is_file():
             try:
-                value = json.loads(path.read_bytes().decode("utf-8-sig"))
+                value = parse_json(path.read_bytes().decode("utf-8-sig"))
             except ValueError:
                 value = None  # JSON lines, or what read_rows tells
             if isinstance(value, dict):

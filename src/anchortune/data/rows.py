@@ -6,6 +6,8 @@ import csv
 import hashlib
 import io
 import json
+import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +15,19 @@ from typing import Any
 
 from anchortune.data.named import local_path
 from anchortune.errors import DataError
-from anchortune.files import sha256_file
+from anchortune.files import parse_json, sha256_file
 from anchortune.sections import RowsSection
 
-_SURPLUS = "(more fields than columns)"
+SURPLUS = "(more fields than columns)"
+"""The column under which a CSV row holds what stands beyond its header's columns."""
 _HUB_FILE = "hf://datasets/"
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
+MOST_BYTES = 4 << 30
+"""Of one file, which is held whole, a Parquet file as it is when unpacked."""
+_MOST_COLUMNS = 10_000
+_PARQUET_ROWS = 1024
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -59,7 +68,11 @@ def read_rows(section: RowsSection) -> RawRows:
         places = [f"row {number}" for number in range(1, len(found) + 1)]
         digest = _digest(found)
     rows = [row if isinstance(row, dict) else None for row in found]
-    columns = dict.fromkeys(str(key) for row in rows if row is not None for key in row)
+    columns: dict[str, None] = {}
+    for row, place in zip(rows, places, strict=True):
+        columns.update(dict.fromkeys(map(str, row or ())))
+        if len(columns) > _MOST_COLUMNS:
+            raise DataError(f"{section.path}: {place}: more than {_MOST_COLUMNS} columns.")
     if not columns:
         raise DataError(f"{section.path}: holds no rows (a list of objects is expected).")
     return RawRows(rows, places, digest, list(columns))
@@ -77,6 +90,11 @@ def _read_file(path: Path, name: str) -> tuple[list[Any], list[str]]:
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise DataError(f"{name}: unknown kind of file; expected {', '.join(SUFFIXES)}.")
+    if path.stat().st_size > MOST_BYTES:
+        raise DataError(
+            f"{name}: {path.stat().st_size / 2**30:.1f} GiB, and files are read whole up to "
+            f"{MOST_BYTES >> 30}; split it."
+        )
     if suffix == ".parquet":
         rows = _read_parquet(path, name)
         return rows, [f"row {number}" for number in range(1, len(rows) + 1)]
@@ -88,18 +106,49 @@ def _read_file(path: Path, name: str) -> tuple[list[Any], list[str]]:
         return _read_csv(name, text)
     if suffix == ".json":
         try:
-            value = json.loads(text)
-        except json.JSONDecodeError as error:
-            if "Extra data" not in error.msg:  # else: JSON lines under the name .json
-                raise DataError(f"{name}: line {error.lineno}: not JSON ({error.msg}).") from None
+            value = parse_json(text)
+        except ValueError as error:
+            if "Extra data" not in str(error):  # else: JSON lines under the name .json
+                line = f"line {error.lineno}: " if isinstance(error, json.JSONDecodeError) else ""
+                raise DataError(f"{name}: {line}not JSON ({_reason(error)}).") from None
         else:
             if not isinstance(value, list):
                 raise DataError(
                     f"{name}: expected a list of objects; for one object a line, "
                     "name the file .jsonl."
                 )
-            return value, [f"row {number}" for number in range(1, len(value) + 1)]
-    return _read_lines(name, text)
+            return _whole(name, text, value), [f"row {n}" for n in range(1, len(value) + 1)]
+    rows, places = _read_lines(name, text)
+    return _whole(name, text, rows), places
+
+
+def _whole(name: str, text: str, rows: list[Any]) -> list[Any]:
+    """The rows with ``?`` for every half of a character: what no tokenizer and no file takes."""
+    if _HALF.search(text) is None:
+        return rows
+    mended = 0
+
+    def mend(value: Any) -> Any:
+        nonlocal mended
+        if isinstance(value, dict):
+            return {mend(key): mend(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [mend(item) for item in value]
+        if not isinstance(value, str) or value.isascii():
+            return value
+        whole = value.encode("utf-8", errors="replace").decode("utf-8")
+        mended += whole != value
+        return whole
+
+    try:
+        found = [mend(row) for row in rows]
+    except RecursionError:
+        raise DataError(f"{name}: its lists and objects lie too deep in each other.") from None
+    if mended:
+        logger.warning(
+            "%s: %d texts hold half a character (a lone surrogate); read as ?", name, mended
+        )
+    return found
 
 
 def _read_lines(name: str, text: str) -> tuple[list[Any], list[str]]:
@@ -108,18 +157,28 @@ def _read_lines(name: str, text: str) -> tuple[list[Any], list[str]]:
         if not line.strip():
             continue
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise DataError(f"{name}: line {number}: not JSON ({error.msg}).") from None
+            rows.append(parse_json(line))
+        except ValueError as error:
+            raise DataError(f"{name}: line {number}: not JSON ({_reason(error)}).") from None
         places.append(f"line {number}")
     return rows, places
 
 
+def _reason(error: ValueError) -> str:
+    """Why a text is no JSON, without its place, which is a line's own."""
+    return error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+
+
 def _read_csv(name: str, text: str) -> tuple[list[Any], list[str]]:
     previous = csv.field_size_limit(1 << 30)
-    reader = csv.DictReader(io.StringIO(text, newline=""), restkey=_SURPLUS, strict=True)
+    reader = csv.DictReader(io.StringIO(text, newline=""), restkey=SURPLUS, strict=True)
     rows, places = [], []
     try:
+        header = list(reader.fieldnames or ())
+        twice = next((column for column in header if header.count(column) > 1), None)
+        if len(header) > _MOST_COLUMNS or twice is not None:
+            why = "more columns than there is use for" if twice is None else "it is there twice"
+            raise DataError(f"{name}: the header: {(twice or '…')[:60]!r}: {why}.")
         for row in reader:
             rows.append(row)
             places.append(f"line {reader.line_num}")
@@ -134,10 +193,20 @@ def _read_parquet(path: Path, name: str) -> list[Any]:
     import pyarrow  # type: ignore[import-untyped]  # comes with datasets
     import pyarrow.parquet  # type: ignore[import-untyped]
 
+    rows: list[Any] = []
+    held = 0
     try:
-        rows: list[Any] = pyarrow.parquet.read_table(path).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{name}: not a readable Parquet file ({error}).") from None
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(_PARQUET_ROWS):
+                held += batch.nbytes
+                if held > MOST_BYTES:
+                    raise DataError(
+                        f"{name}: more than {MOST_BYTES >> 30} GiB when unpacked, and files are "
+                        "read whole up to that; split it."
+                    )
+                rows += batch.to_pylist()
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
+        raise DataError(f"{name}: not a readable Parquet file ({_first_line(error)}).") from None
     return rows
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from anchortune.chat import ensure_chat_template, with_system
+from anchortune.chat import ensure_chat_template, render_chat, with_system
 from anchortune.config import ModelSection
 from anchortune.errors import EvaluationError
 from anchortune.evaluation.config import CandidateSection, EvalMachine, GenerationSection
@@ -46,11 +46,11 @@ def render_prompt(tokenizer: Any, prompt: str, system: str | None = None) -> str
     A system prompt comes where ``with_system`` puts it.
     """
     ensure_chat_template(tokenizer)
-    options = {"tokenize": False, "add_generation_prompt": True, "date_string": _DATE}
+    options = {"add_generation_prompt": True, "date_string": _DATE}
     messages = [{"role": "user", "content": prompt}]
     if system is not None:
         messages = with_system(tokenizer, messages, system)
-    return str(tokenizer.apply_chat_template(messages, **options))
+    return render_chat(tokenizer, messages, **options)
 
 
 def encode(tokenizer: Any, item: Item, system: str | None = None) -> list[int]:

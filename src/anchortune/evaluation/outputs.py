@@ -17,7 +17,7 @@ from anchortune.data.conversations import instruction_text
 from anchortune.data.rows import SUFFIXES, read_rows
 from anchortune.errors import EvaluationError
 from anchortune.evaluation.items import Answer, Finish, Item, sha256_text
-from anchortune.files import atomic_path, parse_json, naming
+from anchortune.files import atomic_path, naming, parse_json
 
 if TYPE_CHECKING:
     from typing_extensions import Self

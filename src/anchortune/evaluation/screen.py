@@ -27,7 +27,7 @@ from anchortune.errors import EvaluationError
 from anchortune.evaluation.config import EvalMachine
 from anchortune.evaluation.judges.base import Exchange, Judge, Verdict
 from anchortune.evaluation.progress import progress
-from anchortune.files import sha256_text
+from anchortune.files import parse_json, sha256_text
 
 logger = logging.getLogger(__name__)
 
@@ -189,7 +189,7 @@ def _key(config: TrainConfig, judge: Judge) -> str:
 
 def _kept(path: Path, key: str) -> Screened | None:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_text(encoding="utf-8"))
         return screened_from(value) if value["key"] == key else None
     except (OSError, ValueError, KeyError, TypeError):
         return None  # not there, or of another version: it is judged again

@@ -7,6 +7,8 @@ config of its own.
 from __future__ import annotations
 
 import copy
+import itertools
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -25,6 +27,8 @@ from anchortune.sections import one_or_many
 Reference = Literal["aligned", "base"]
 #: The axis (or, without one, the chain's own name) under which records keep the defence.
 DEFENCE = "defence"
+MOST_CELLS = 100_000
+_POSITION = re.compile(r"[0-9]{1,9}")
 _NOT_HERE = {
     "output": "a sweep places its runs under work",
     "seed": "give seeds, beside axes",
@@ -226,7 +230,12 @@ class SweepConfig(Section):
             for axis in axes:
                 for label in entry.get(axis.name, []):
                     axis.override(label)
-        chosen = [labels for labels in _product(axes, {}) if not self._skipped(labels)]
+        whole = list(itertools.islice(_product(axes, {}), MOST_CELLS + 1))
+        if len(whole) > MOST_CELLS:
+            raise ConfigError(
+                f"sweep {self.name}: more than {MOST_CELLS} cells; take fewer values."
+            )
+        chosen = [labels for labels in whole if not self._skipped(labels)]
         for entry in self.also:
             chosen += [labels for labels in _product(axes, entry) if labels not in chosen]
         if not chosen:
@@ -257,6 +266,8 @@ def _axis(name: str, raw: dict[str, Any], before: list[str]) -> Axis:
     options = dict(raw)
     by_value, by_label = "key" in raw, "labels" in raw
     only: dict[str, list[str]] = _labels(options.pop("only", {})) if by_value or by_label else {}
+    if not isinstance(only, dict):
+        raise ConfigError(f"{where}: only is a mapping of axes to labels.")
     for axis in only:
         if axis not in before:
             raise ConfigError(f"{where}: only names the axis '{axis}', which is not before it.")
@@ -264,7 +275,8 @@ def _axis(name: str, raw: dict[str, Any], before: list[str]) -> Axis:
     if by_value:
         one, values = options.pop("key"), options.pop("values", None)
         keys = tuple(one if isinstance(one, list) else [one])
-        if not isinstance(values, list) or not values or options:
+        texts = all(isinstance(key, str) for key in keys)
+        if not isinstance(values, list) or not values or options or not texts:
             raise ConfigError(f"{where}: give key, values (a list), and perhaps only.")
         overrides = {label_of_value(value): dict.fromkeys(keys, value) for value in values}
         if len(overrides) < len(values):
@@ -320,6 +332,8 @@ def merge(tree: dict[str, Any], override: Mapping[str, Any], where: str) -> None
         ConfigError: a key leads through what holds none.
     """
     for path, value in override.items():
+        if not isinstance(path, str):
+            raise ConfigError(f"{where}: a key is a text, and {path} is none.")
         node: Any = tree
         *parents, last = path.split(".")
         for step in parents:
@@ -335,7 +349,7 @@ def merge(tree: dict[str, Any], override: Mapping[str, Any], where: str) -> None
 
 
 def _place(node: Any, step: str, path: str, where: str) -> Any:
-    if isinstance(node, list) and step.isdigit() and int(step) < len(node):
+    if isinstance(node, list) and _POSITION.fullmatch(step) and int(step) < len(node):
         return int(step)
     if isinstance(node, dict):
         return step

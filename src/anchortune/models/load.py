@@ -20,6 +20,7 @@ import torch
 
 from anchortune.adapter.compose import CONFIG, WEIGHTS
 from anchortune.adapter.merge import check_adapter, merge_adapter
+from anchortune.checkpoints.gguf_header import check_header
 from anchortune.checkpoints.index import INDEX, SINGLE, folder_tensors
 from anchortune.checkpoints.packaged import resolve
 from anchortune.config import LoraSection, MachineSection, ModelSection
@@ -117,6 +118,7 @@ def locate(section: ModelSection) -> Place:
     if path.is_file():
         if path.suffix != ".gguf":
             raise CheckpointError(f"{section.path}: a model is a folder, a .gguf file or a Hub id.")
+        check_header(path)
         return Place(str(path.parent), {**options, "gguf_file": path.name})
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -178,7 +180,7 @@ def load_tokenizer(section: ModelSection) -> Any:
     try:
         with _quiet(place):
             return AutoTokenizer.from_pretrained(place.folder, **options)
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # what transformers raises on broken files shares no base class
         if named.gguf is None and _without_tokenizer(Path(place.folder)):
             raise CheckpointError(
                 f"{section.path}: there is no tokenizer in it; save the model's own there, with "
@@ -205,7 +207,7 @@ def load_config(section: ModelSection) -> Any:
     options = {k: v for k, v in place.options.items() if k != "use_safetensors"}
     try:
         config = AutoConfig.from_pretrained(place.folder, **options)
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # as above
         raise _refused(section, error) from None
     kernel = getattr(config, "_attn_implementation", None)
     if isinstance(kernel, str) and "/" in kernel and not section.trust_remote_code:
@@ -230,7 +232,7 @@ def load_skeleton(section: ModelSection) -> Any:
             return AutoModelForCausalLM.from_config(
                 config, trust_remote_code=section.trust_remote_code
             )
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # as above
         raise _refused(section, error) from None
 
 
@@ -243,14 +245,13 @@ def load_model(
         section: which model.
         numbers: device and dtypes.
         four_bit: hold the weights in NF4 (QLoRA).
-        auto: the class of transformers that loads it; None: ``AutoModelForCausalLM``. A class that
-            is given has to find every tensor it wants, or its head would be random.
+        auto: the class of transformers that loads it; None: ``AutoModelForCausalLM``. It has to
+            find every tensor that it wants.
 
     Raises:
         CheckpointError: it cannot be loaded, lacks a tensor, or the adapter does not fit.
         TrainingError: an adapter is to be merged into 4-bit weights.
     """
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     place = locate(section)
@@ -274,9 +275,9 @@ def load_model(
             model, found = (auto or AutoModelForCausalLM).from_pretrained(
                 place.folder, dtype=dtype, output_loading_info=True, **options
             )
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # as above
         raise _refused(section, error) from None
-    if auto is not None and found["missing_keys"]:
+    if found["missing_keys"]:  # transformers would fill them at random, and only warn
         raise CheckpointError(
             f"{section.path}: has no {min(found['missing_keys'])}, so it is another kind of model."
         )
@@ -332,6 +333,7 @@ def identity(section: ModelSection) -> dict[str, Any]:
         folder = Path(place.folder)
         if not folder.is_dir():
             folder, found["revision"] = _snapshot(section)
+        folder_tensors(folder)  # before its bytes are read: they are what the headers say
         found_here = (file for pattern in _WEIGHTS for file in folder.glob(pattern))
         files = sorted(file for file in found_here if not is_temporary(file.name))
         found["config_sha256"] = sha256_file(folder / "config.json")

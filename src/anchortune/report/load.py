@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from pydantic import ValidationError
 
 from anchortune.errors import EvaluationError
 from anchortune.evaluation.results import Results
+from anchortune.files import parse_json
 from anchortune.record import RECORD_FILE, Record, read_record
 
 
@@ -62,7 +62,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
             try:
-                row = json.loads(line)
+                row = parse_json(line)
             except ValueError:
                 continue
             if isinstance(row, dict):

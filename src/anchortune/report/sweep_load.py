@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from anchortune.errors import AnchortuneError
+from anchortune.files import parse_json
 from anchortune.report.runs import RunRecord, read_run
 
 UNTRAINED = ("base", "aligned")
@@ -61,7 +61,7 @@ def _is_run(path: Path) -> bool:
     if any(part.startswith(".") for part in path.parts[-2:]):
         return False  # half-written, or a folder of tools
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return True  # broken: reading it tells what is wrong
     return isinstance(content, dict) and {"digest", "labels"} <= set(content)

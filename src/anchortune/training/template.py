@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from anchortune.chat import ensure_chat_template
+from anchortune.chat import TemplateRefusal, ensure_chat_template, render_chat
 from anchortune.data.conversations import BadRow, Message
 
 IGNORE = -100
@@ -57,15 +57,10 @@ class Template:
         Raises:
             BadRow: the template refuses the conversation (no system role, roles out of turn).
         """
-        import jinja2
-
         try:
-            text: str = self.tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=prompt
-            )
-        except jinja2.TemplateError as error:
-            raise BadRow(f"the chat template refuses it ({error})") from None
-        return text
+            return render_chat(self.tokenizer, messages, add_generation_prompt=prompt)
+        except TemplateRefusal as error:
+            raise BadRow(str(error)) from None
 
     def encode(self, messages: Sequence[Message], max_length: int) -> list[Encoded]:
         """The training sequences of one conversation; every assistant turn is learnt once.

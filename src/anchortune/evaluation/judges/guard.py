@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from anchortune.chat import render_chat
 from anchortune.config import ModelSection
 from anchortune.errors import CheckpointError
 from anchortune.evaluation.config import EvalMachine, JudgeSection
@@ -311,8 +312,4 @@ def _chat(tokenizer: Any, prompt: str, answer: str, guideline: str | None, *, pa
         {"role": "assistant", "content": content(answer)},
     ]
     options = {} if guideline is None else {"guideline": guideline}
-    return str(
-        tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, **options
-        )
-    )
+    return render_chat(tokenizer, messages, add_generation_prompt=True, **options)

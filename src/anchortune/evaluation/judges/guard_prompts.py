@@ -89,7 +89,7 @@ def fill(text: str, prompt: str, answer: str) -> str:
 
 
 def _candidates(text: str, template: Template) -> Iterator[str]:
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, RecursionError):
         yield from _strings(json.loads(text))
     yield text
     first, last = template.edges

@@ -87,7 +87,7 @@ def read_score(value: Any, where: str) -> float | None:
         return None
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
         raise DataError(f"{where}: the score {str(value)[:40]!r} is no finite number.")

@@ -19,7 +19,7 @@ from anchortune.evaluation.outputs import OUTPUTS_FILE, read_answers, read_outpu
 from anchortune.evaluation.progress import progress
 from anchortune.evaluation.results import Agreement, Figure
 from anchortune.evaluation.verdicts import VERDICTS_FILE, VerdictLog
-from anchortune.files import sha256_text
+from anchortune.files import parse_json, sha256_text
 
 Row = dict[str, Any]
 REFUSAL = "refusal"
@@ -124,7 +124,7 @@ def _rows(path: Path) -> list[Row]:
 def _told(folder: Path) -> tuple[list[dict[str, Any]], set[str]]:
     """(the models, the names of the tasks) that an evaluation's record tells of; none without."""
     try:
-        record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+        record = parse_json((folder / "record.json").read_text(encoding="utf-8"))
         results = record["metrics"]
         models = [dict(model) for model in results["models"].values()]
         measures = [(str(one["kind"]), str(one["set"])) for one in results["measures"]]
@@ -163,7 +163,7 @@ def check_target(outputs: Outputs, target: Path) -> None:
     with target.open("rb") as stream:
         first = stream.readline()
     try:
-        row = json.loads(first) if first.endswith(b"\n") else {}
+        row = parse_json(first) if first.endswith(b"\n") else {}
     except ValueError:
         row = None
     cut = not first.endswith(b"\n") and (not first or first.startswith(b'{"model"'))

@@ -90,21 +90,22 @@ def choice(choices: Mapping[str, str]) -> Matcher:
         EvaluationError: fewer than two classes, an empty word, or two classes with one word.
     """
     words = {word.casefold(): word for word in choices.values()}
+    known = sorted(words.values(), key=len, reverse=True)
     if len(words) < 2 or len(words) < len(choices) or not all(map(str.strip, words)):
         raise EvaluationError(
             "choices: give two or more classes, each with a word of its own, e.g. "
             "{0: negative, 1: positive}."
         )
-    parts = [
-        re.escape(word) if len(word) == 1 else f"(?i:{re.escape(word)})"
-        for word in sorted(words.values(), key=len, reverse=True)
+    parts = [  # each a group: by its number the word is known, whatever letters matched it
+        f"({re.escape(word)})" if len(word) == 1 else f"((?i:{re.escape(word)}))" for word in known
     ]
     pattern = re.compile(rf"(?<!\w)(?:{'|'.join(parts)})(?!\w)")
 
     def match(text: str, target: Any) -> Reading:
         if not text.strip():
             return Reading("unparsed", why="empty answer")
-        named = list(dict.fromkeys(words[hit[0].casefold()] for hit in pattern.finditer(text)))
+        hits = (hit.lastindex for hit in pattern.finditer(text))
+        named = list(dict.fromkeys(known[number - 1] for number in hits if number))
         if not named:
             return Reading("unparsed", why="names no class")
         if len(named) > 1:
