@@ -38,6 +38,8 @@ def read_adapter_config(folder: Path, label: str) -> dict[str, Any]:
     config = read_json(folder / ADAPTER_CONFIG)
     if not isinstance(config.get("peft_type"), str):
         raise _broken(label, "names no peft_type")
+    if config["peft_type"] == "XLORA" or config.get("megatron_config") is not None:
+        raise _broken(label, "it names other adapters, or a module to import, and neither is done")
     for key in ("r", "lora_alpha"):
         if config.get(key) is not None:
             _number(label, key, config[key])

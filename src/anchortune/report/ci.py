@@ -82,10 +82,10 @@ def _xml(text: str) -> str:
 
 def _command(level: str, title: str, message: str) -> str:
     """One workflow command; nothing in it can end the line or start another command."""
-    text = _escaped(shown(message))
-    name = _escaped(shown(title)).replace(":", "%3A").replace(",", "%2C")
+    text = _escaped(message)
+    name = _escaped(title).replace(":", "%3A").replace(",", "%2C")
     return f"::{level} title={name}::{text}"
 
 
 def _escaped(text: str) -> str:
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    return shown(text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A"))
