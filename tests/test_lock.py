@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import pytest
 
 from anchortune import lock
 from anchortune.errors import JobError
-from anchortune.lock import Holder, holder_of, is_alive, locked
+from anchortune.lock import Holder, holder_of, is_alive, locked, refuse_if_held
 
 
 def held_by(folder: Path, holder: Holder) -> None:
@@ -92,3 +94,43 @@ def test_a_foreign_lock_file_is_named(tmp_path: Path) -> None:
     (tmp_path / lock.LOCK_FILE).write_text("{}")
     with pytest.raises(JobError, match=r"lock\.json is no lock file .* delete it"):
         locked(tmp_path).__enter__()
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_a_killed_process_that_nobody_has_asked_about_is_gone(tmp_path: Path) -> None:
+    """In a container without an init, it stays a zombie for ever."""
+    ready = tmp_path / "ready"
+    child = os.fork()
+    if child == 0:
+        with locked(tmp_path):
+            ready.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+    while Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+        time.sleep(0.01)
+    try:
+        left = holder_of(tmp_path)
+        assert ready.exists()
+        assert left is not None
+        assert left.pid == child
+        assert not is_alive(left, tmp_path)
+    finally:
+        os.waitpid(child, 0)
+
+
+def test_a_file_is_held_by_a_lock_beside_it(tmp_path: Path) -> None:
+    output = tmp_path / "new" / "anchor.safetensors"
+    with locked(output):
+        assert [path.name for path in output.parent.iterdir()] == [".anchor.safetensors.lock.json"]
+        with pytest.raises(JobError, match=r"anchor\.safetensors is in use \(process "):
+            locked(output).__enter__()
+        refuse_if_held(output)  # its own process may look
+        output.touch()
+        assert holder_of(output) is not None
+    assert [path.name for path in output.parent.iterdir()] == ["anchor.safetensors"]
+
+
+@pytest.mark.parametrize("pid", ["-1", "0", '"1"', "null"])
+def test_a_lock_of_no_process_is_no_lock(tmp_path: Path, pid: str) -> None:
+    (tmp_path / lock.LOCK_FILE).write_text(f'{{"pid": {pid}, "host": "h", "started": ""}}')
+    with pytest.raises(JobError, match=r"lock\.json is no lock file"):
+        refuse_if_held(tmp_path)

@@ -268,10 +268,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def atomic_directory(path: str | Path) -> Iterator[Path]:
-    """A temporary folder beside ``path`` that takes its place on success, else is removed.
-
-    Where a folder is there already, a kill in the instant between two renames leaves none.
+def beside(path: str | Path) -> Iterator[Path]:
+    """A new folder beside ``path``, to be renamed to it, or for a moment's use; gone at the end.
 
     Raises:
         OSError: naming ``path``: it cannot be written.
@@ -282,6 +280,20 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
         return Path(tempfile.mkdtemp(dir=final.parent, prefix=f".{final.name}.", suffix=".part"))
 
     with _temporary(final, make) as temporary:
+        yield temporary
+
+
+@contextlib.contextmanager
+def atomic_directory(path: str | Path) -> Iterator[Path]:
+    """A temporary folder beside ``path`` that takes its place on success, else is removed.
+
+    Where a folder is there already, a kill in the instant between two renames leaves none.
+
+    Raises:
+        OSError: naming ``path``: it cannot be written.
+    """
+    final = Path(path)
+    with beside(final) as temporary:
         yield temporary
         for file in temporary.rglob("*"):
             if file.is_file():

@@ -10,13 +10,11 @@ import contextlib
 import functools
 import logging
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from anchortune.files import sha256_file
+from anchortune.files import beside, sha256_file
 
 logger = logging.getLogger(__name__)
 
@@ -59,22 +57,15 @@ def unpacked(file: Path, make: Callable[[Path], None]) -> Path | None:
     if final.is_dir():
         return final
     try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=final.parent, suffix=".part"))
-    except OSError as error:
-        logger.info("%s is unpacked at every load: %s", file.name, error)
-        return None
-    logger.info("unpacking %s into %s", file.name, final)
-    try:
-        make(temporary)
-        temporary.chmod(0o755)
-        temporary.rename(final)
+        with beside(final) as temporary:
+            logger.info("unpacking %s into %s", file.name, final)
+            make(temporary)
+            temporary.chmod(0o755)
+            temporary.rename(final)
     except Exception as error:  # a full disk, or a broken file: whoever loads it directly says so
         if not final.is_dir():  # else another process was faster
             logger.info("%s is unpacked at every load: %s", file.name, error)
             return None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return final
 
 
