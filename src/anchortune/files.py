@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -128,7 +129,7 @@ def is_temporary(name: str) -> bool:
     return _TEMPORARY.fullmatch(name) is not None
 
 
-def _clear(final: Path) -> None:
+def clear_killed(final: Path) -> None:
     """Takes away what killed writers of ``final`` left beside it.
 
     A living one holds the kernel's lock on what it writes.
@@ -165,7 +166,7 @@ def _temporary(final: Path, make: Callable[[], Path]) -> Iterator[Path]:
     """What ``make`` makes beside ``final``, locked while it is written, and gone at the end."""
     with naming(final):
         final.parent.mkdir(parents=True, exist_ok=True)
-        _clear(final)
+        clear_killed(final)
         while True:
             temporary = make()
             descriptor = _opened(temporary)
@@ -306,6 +307,14 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(retired, ignore_errors=True)
         else:
             temporary.replace(final)
+
+
+def discard(folder: Path) -> None:
+    """Deletes a folder, which is gone at once: nobody sees a part of it, whenever this is cut."""
+    clear_killed(folder)
+    going = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.part")
+    folder.rename(going)
+    shutil.rmtree(going)
 
 
 def write_text(path: str | Path, text: str) -> None:

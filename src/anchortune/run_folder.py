@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from anchortune.errors import AnchortuneError
-from anchortune.files import is_temporary, why_not_writable, write_json
+from anchortune.files import clear_killed, is_temporary, why_not_writable, write_json
 from anchortune.lock import LOCK_FILE, locked, refuse_if_held
 from anchortune.record import RECORD_FILE
 
@@ -125,6 +125,7 @@ class RunFolder:
         self.state()  # a folder that is somebody else's gets no lock put into it
         self.path.mkdir(parents=True, exist_ok=True)
         with locked(self.path):
+            clear_killed(self.path)
             found = self._state()
             if found is not State.COMPLETE:
                 self.claim()

@@ -24,14 +24,14 @@ from anchortune.data.mix import FACTS_SUFFIX, make_mix
 from anchortune.evaluation.items import Answer, Item
 from anchortune.evaluation.outputs import OutputLog, read_outputs, redact
 from anchortune.evaluation.verdicts import VerdictLog
-from anchortune.files import atomic_directory, atomic_path, write_json, write_text
+from anchortune.files import atomic_directory, atomic_path, discard, write_json, write_text
 from anchortune.jobs.folder import JobFolder, JobStatus, StepState
 from anchortune.landscape.measure import Places
 from anchortune.lock import holder_of, locked
 from anchortune.maths.factors import Factors
 from anchortune.record import Record, read_record, write_record
 from anchortune.run_folder import State
-from anchortune.training.folder import RunFolder
+from anchortune.training.folder import OtherRun, RunFolder
 from anchortune.training.loop import Journal
 from anchortune.training.terms import load_states, save_states
 
@@ -157,13 +157,20 @@ def _run(place: Path, content: str) -> None:
         write_record(folder.path, record)
 
 
-def _read_run(place: Path) -> Any:
-    folder = RunFolder(place / "run", {"content": "new"})
+def _read_run(place: Path, content: str = "new") -> Any:
+    folder = RunFolder(place / "run", {"content": content})
     state = folder.state()
     if state is not State.COMPLETE:
         return state.value
     size = (folder.path / "adapter" / "weights").stat().st_size
     return [state.value, read_record(folder.path).metrics, size]
+
+
+def _read_any_run(place: Path) -> Any:
+    try:
+        return _read_run(place)
+    except OtherRun:
+        return _read_run(place, "old")
 
 
 def _job(place: Path, digest: str) -> None:
@@ -283,6 +290,16 @@ def _read_text(place: Path) -> Any:
     return [len(text), sorted(set(text))]
 
 
+def _replaced(place: Path, content: str) -> None:
+    """A run's folder that holds another run, done anew, as a sweep's are."""
+    folder = RunFolder(place / "run", {"content": content})
+    try:
+        folder.state()
+    except OtherRun:
+        discard(folder.path)
+    _run(place, content)
+
+
 def _nothing(place: Path) -> None:
     """There is nothing yet."""
 
@@ -340,6 +357,12 @@ WRITERS: dict[str, Writer] = {
         lambda place: _run(place, "new"),
         _read_run,
         lambda seen, old, new: seen in (old, new, "unfinished"),
+    ),
+    "replaced-run": Writer(
+        lambda place: _run(place, "old"),
+        lambda place: _replaced(place, "new"),
+        _read_any_run,
+        lambda seen, old, new: seen in (old, new, "new", "unfinished"),
     ),
     "job": Writer(
         lambda place: _job(place, "old"),

@@ -9,7 +9,6 @@ loss over all answer tokens of the pairs.
 from __future__ import annotations
 
 import logging
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,7 +41,7 @@ from anchortune.config import (
 )
 from anchortune.data.named import name_for_records
 from anchortune.errors import AnchorError
-from anchortune.files import why_not_writable
+from anchortune.files import discard, why_not_writable
 from anchortune.jobs.harmful_config import (
     TUNE_BATCH,
     TUNE_EPOCHS,
@@ -175,7 +174,7 @@ def make_harmful(plan: HarmfulPlan) -> Anchor:
     anchor = Anchor(factors, _metadata(plan, factors))
     anchor.save(plan.output)
     if plan.training is not None:
-        shutil.rmtree(plan.training.folder.path)
+        discard(plan.training.folder.path)
     return anchor
 
 
@@ -228,7 +227,7 @@ def _plan_tuning(
     except OtherRun as error:
         logger.info("%s was cut short with other settings; it starts anew", work)
         logger.debug("%s", error)
-        shutil.rmtree(work)
+        discard(work)
         return plan_stage(config, timed=timed)
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 from anchortune.config import ModelSection
 from anchortune.config_mix import MixSection
 from anchortune.errors import JobError
-from anchortune.files import atomic_directory
+from anchortune.files import atomic_directory, discard
 from anchortune.jobs.folder import digest_of
 from anchortune.lock import holder_of, is_alive, locked
 
@@ -167,4 +166,4 @@ def cleared(path: Path) -> None:
     """Takes away what an older version of a run left in its folder."""
     if path.exists():
         logger.info("%s holds what another version made; it is made again", path)
-        shutil.rmtree(path)
+        discard(path)
