@@ -314,7 +314,7 @@ def discard(folder: Path) -> None:
     clear_killed(folder)
     going = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.part")
     folder.rename(going)
-    shutil.rmtree(going)
+    shutil.rmtree(going, ignore_errors=True)
 
 
 def write_text(path: str | Path, text: str) -> None:

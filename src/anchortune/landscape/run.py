@@ -18,6 +18,7 @@ from anchortune.config_io import load_config, parse_yaml
 from anchortune.errors import TrainingError
 from anchortune.maths.lowrank import LowRank
 from anchortune.record import RECORD_FILE, read_record
+from anchortune.training.folder import has_weights
 
 RESULT = "result"
 
@@ -145,7 +146,8 @@ def _checkpoints(folder: Path) -> list[Place]:
     for one in (folder / "checkpoints").glob("checkpoint-*"):
         number = one.name.removeprefix("checkpoint-")
         # The trainer writes its state last: without it the saving was cut short.
-        if number.isdigit() and (one / "trainer_state.json").is_file():
+        whole = has_weights(one) and (one / "trainer_state.json").is_file()
+        if number.isdigit() and whole:
             found.append(Place(f"step {number}", int(number), one))
     return sorted(found, key=lambda place: place.step or 0)
 

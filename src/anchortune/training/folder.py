@@ -28,9 +28,14 @@ class OtherRun(run_folder.OtherRun, TrainingError):
     """The folder holds a training of another identity."""
 
 
+def has_weights(checkpoint: Path) -> bool:
+    """Whether a checkpoint has its weights: the trainer deletes old ones file by file."""
+    return any((checkpoint / name).is_file() for name in _WEIGHTS)
+
+
 def _lacks(checkpoint: Path) -> str | None:
     """The first file of a checkpoint that is not there; None where it is whole."""
-    if not any((checkpoint / name).is_file() for name in _WEIGHTS):
+    if not has_weights(checkpoint):
         return "weights"
     return next((name for name in _STATE if not (checkpoint / name).is_file()), None)
 
@@ -64,7 +69,7 @@ class RunFolder(run_folder.RunFolder):
     def last_checkpoint(self) -> Path | None:
         """The newest whole checkpoint; one whose saving was cut short is passed over.
 
-        The trainer writes ``trainer_state.json`` last, and deletes old checkpoints file by file.
+        The trainer writes ``trainer_state.json`` last.
         """
         found = []
         for folder in self.checkpoints.glob("checkpoint-*"):
