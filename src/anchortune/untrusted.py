@@ -55,6 +55,12 @@ def inert(text: str) -> str:
     return _WORKFLOW_COMMAND.sub(lambda found: f"{found[1] or ''}{found[2] or ':'} ", shown(text))
 
 
+def markdown_cell(text: str) -> str:
+    """Text for a cell of a Markdown table: it cannot end it, nor turn into markup or a link."""
+    plain = " ".join(shown(text).split())
+    return re.sub(r"[\\|`*_\[\]$&]", lambda found: "\\" + found[0], plain).replace("<", "&lt;")
+
+
 def drawn(text: str) -> str:
     """``text`` for a picture: ``shown``, and no dollar in it begins a formula of matplotlib's."""
     return shown(text).replace("$", r"\$")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anchortune.anchor.format import AnchorMetadata, Identity, serialise
 from anchortune.checkpoints.source import network_errors
 from anchortune.errors import AnchorError
+from anchortune.untrusted import markdown_cell
 
 if TYPE_CHECKING:
     from anchortune.anchor.anchor import Anchor
@@ -25,14 +28,14 @@ def card(anchor: Anchor, repo_id: str) -> str:
     hub_parents = [p.id for p in (metadata.aligned, metadata.base) if p.revision is not None]
     front = ["---", "library_name: anchortune", "tags:", "- anchortune", "- asft", "- safety"]
     if hub_parents:
-        front += ["base_model:", *[f"- {name}" for name in dict.fromkeys(hub_parents)]]
+        front += ["base_model:", *[f"- {_name(name)}" for name in dict.fromkeys(hub_parents)]]
     energy = "" if metadata.settings.energy is None else f", energy {metadata.settings.energy}"
     return "\n".join(
         [
             *front,
             "---",
             "",
-            f"# Anchor: {metadata.aligned.id} - {metadata.base.id}",
+            "# " + markdown_cell(f"Anchor: {metadata.aligned.id} - {metadata.base.id}"),
             "",
             _what(metadata),
             "",
@@ -57,7 +60,7 @@ def card(anchor: Anchor, repo_id: str) -> str:
             f"keeping {min(kept):.1%} to {max(kept):.1%} of ‖dW‖²",
             f"* file format {metadata.format_version}, made by {metadata.created_by}, "
             f"SHA-256 `{anchor.sha256}`",
-            *[f"* note: {note}" for note in metadata.notes],
+            *[f"* note: {markdown_cell(note)}" for note in metadata.notes],
             "",
             "```python",
             "from anchortune import Anchor, attach",
@@ -88,13 +91,18 @@ def _what(metadata: AnchorMetadata) -> str:
     )
 
 
+def _name(name: str) -> str:
+    """A name in YAML's front matter: as it is where it is plain, else in quotes."""
+    return name if re.fullmatch(r"[\w./-]+", name) else json.dumps(name)
+
+
 def _cell(parent: Identity, key: str) -> str:
     value = getattr(parent, key)
-    return "not stated" if value is None else str(value).replace("|", "\\|")
+    return "not stated" if value is None else markdown_cell(str(value))
 
 
 def _targets(targets: list[str] | str) -> str:
-    return targets if isinstance(targets, str) else ", ".join(targets)
+    return markdown_cell(targets if isinstance(targets, str) else ", ".join(targets))
 
 
 def push(

@@ -10,7 +10,7 @@ import typer
 
 from anchortune.cli.anchor_tables import print_comparison, print_report
 from anchortune.cli.groups import Group
-from anchortune.cli.say import say, say_json
+from anchortune.cli.say import cell, say, say_json
 from anchortune.errors import AnchorError
 from anchortune.files import why_not_writable
 
@@ -76,7 +76,7 @@ def build(
         task = bar.add_task("reading headers", total=None)
 
         def show(done: int, total: int, module: str) -> None:
-            bar.update(task, completed=done, total=total, description=module)
+            bar.update(task, completed=done, total=total, description=cell(module))
 
         anchor = Anchor.from_checkpoints(
             aligned,

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from anchortune.cli.say import say, say_json
+from anchortune.untrusted import inert
 
 
 def status(
@@ -46,7 +47,7 @@ def status(
 
     with Live(console=Console(), auto_refresh=False) as live:
         while True:
-            live.update(Text("\n".join(report.lines())), refresh=True)
+            live.update(Text(inert("\n".join(report.lines()))), refresh=True)
             if report.state != "running":
                 return
             time.sleep(2)

@@ -8,6 +8,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
+from anchortune.untrusted import inert
+
 logger = logging.getLogger(__name__)
 
 #: Seconds between two lines where there is no terminal.
@@ -48,7 +50,7 @@ def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(escape(label), total=total)
+        task = bar.add_task(escape(inert(label)), total=total)
         yield lambda done: bar.update(task, completed=done)
 
 

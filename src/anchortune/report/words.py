@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
-
 from anchortune.evaluation.results import Agreement, Difference, Measure
+from anchortune.untrusted import markdown_cell as markdown_cell
 from anchortune.untrusted import shown as shown
 
 KINDS = {
@@ -83,9 +82,3 @@ def measure_name(measure: Measure, *, mark: bool = True) -> str:
     """``harmful score (builtin)``: the kind, who judged and, if ``mark``, that it is indicative."""
     judge = f" ({measure.judge})" if measure.judge else ""
     return KINDS[measure.kind] + judge + (", indicative" if mark and measure.indicative else "")
-
-
-def markdown_cell(text: str) -> str:
-    """Text for a cell of a Markdown table: it cannot end it, nor turn into markup or a link."""
-    plain = " ".join(shown(text).split())
-    return re.sub(r"[\\|`*_\[\]$&]", lambda found: "\\" + found[0], plain).replace("<", "&lt;")
