@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,27 @@ def _is_safetensors(file: Path) -> bool:
             return True
     except (SafetensorError, OSError):
         return False
+
+
+@contextlib.contextmanager
+def reading(checkpoint: Path | None) -> Iterator[None]:
+    """Tells in a sentence where the trainer refuses a file of ``checkpoint``.
+
+    It reads its own state with ``torch.load(weights_only=True)``, which runs nothing.
+
+    Raises:
+        TrainingError: a file holds more than tensors and plain values.
+    """
+    try:
+        yield
+    except Exception as error:
+        if checkpoint is None or type(error).__name__ != "UnpicklingError":
+            raise
+        raise TrainingError(
+            f"a file of {checkpoint} holds more than tensors and plain values, so it is not the "
+            f"trainer's; delete {checkpoint} to go on from the checkpoint before it, or from the "
+            "start."
+        ) from None
 
 
 class RunFolder(run_folder.RunFolder):
