@@ -127,7 +127,7 @@ def test_a_checkpoint_is_resumed_without_running_it(
     shutil.rmtree(checkpoints[1])
     assert (checkpoints[0] / file).is_file()
     (checkpoints[0] / file).write_bytes(boom_zip(marker))
-    with pytest.raises(AnchortuneError, match="more than tensors and plain values.*delete"):
+    with pytest.raises(AnchortuneError, match=r"more than tensors and plain values.*delete"):
         run_stage(plan_stage(made))
     assert not marker.exists()
 
