@@ -21,7 +21,7 @@ import torch
 from anchortune.adapter.compose import CONFIG, WEIGHTS
 from anchortune.adapter.merge import check_adapter, merge_adapter
 from anchortune.checkpoints.gguf_header import check_header
-from anchortune.checkpoints.index import INDEX, SINGLE, folder_tensors
+from anchortune.checkpoints.index import INDEX, SINGLE, folder_tensors, read_json
 from anchortune.checkpoints.packaged import resolve
 from anchortune.config import LoraSection, MachineSection, ModelSection
 from anchortune.errors import CheckpointError, TrainingError
@@ -31,6 +31,7 @@ from anchortune.models.unpacked import clear_quantisation, quiet, unpacked, writ
 
 logger = logging.getLogger(__name__)
 
+_MOST_LAYERS = 10_000
 _WEIGHTS = ("*.safetensors", "*.gguf")
 
 
@@ -204,6 +205,7 @@ def load_config(section: ModelSection) -> Any:
     from transformers import AutoConfig
 
     place = _unpacked(locate(section))
+    _check_counts(section, Path(place.folder) / "config.json")
     options = {k: v for k, v in place.options.items() if k != "use_safetensors"}
     try:
         config = AutoConfig.from_pretrained(place.folder, **options)
@@ -216,6 +218,16 @@ def load_config(section: ModelSection) -> Any:
             "attn_implementation out of its config.json, or set trust_remote_code if you trust it."
         )
     return config
+
+
+def _check_counts(section: ModelSection, file: Path) -> None:
+    """Refuses a config whose layers or experts alone would fill the memory, weights or none."""
+    told = read_json(file) if file.is_file() else {}
+    for part in (told, *(value for value in told.values() if isinstance(value, dict))):
+        for key, value in part.items():
+            counts = key.startswith(("num_", "n_")) and ("layer" in key or "expert" in key)
+            if counts and isinstance(value, int | float) and value > _MOST_LAYERS:
+                raise CheckpointError(f"{section.path}: its config.json claims {value} {key}.")
 
 
 def load_skeleton(section: ModelSection) -> Any:
