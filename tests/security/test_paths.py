@@ -123,3 +123,23 @@ def test_a_record_leads_nowhere(tmp_path: Path) -> None:
     html = write_page(folder).read_text("utf-8")
     assert SECRET not in html
     assert sorted(path.name for path in (tmp_path / "far").iterdir()) == ["outputs.jsonl"]
+
+
+@pytest.mark.parametrize("kind", ["Image", "Audio"])
+def test_a_column_of_pictures_or_sounds_is_not_fetched(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rows name files and addresses; where they are decoded, these are opened."""
+    import datasets
+
+    from anchortune.data.rows import read_rows
+    from anchortune.sections import RowsSection
+
+    (tmp_path / "secret.txt").write_text(SECRET)
+    places = [str(tmp_path / "secret.txt"), "http://evil.example/seen"]
+    held = datasets.Features({"prompt": datasets.Value("string"), "x": getattr(datasets, kind)()})
+    rows = [{"prompt": "q", "x": {"bytes": None, "path": place}} for place in places]
+    made = datasets.Dataset.from_list(rows, features=held)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: made)
+    found = read_rows(RowsSection(path="org/name"))
+    assert found.rows == rows

@@ -223,7 +223,9 @@ def _read_hub(section: RowsSection) -> list[Any]:
             f"{section.path}: neither a file here nor a Hub dataset with {subset}a split "
             f"'{section.split}' that can be reached ({_first_line(error)})."
         ) from None
-    return list(loaded)
+    # As stored: a column of pictures or sounds would be fetched from wherever its rows say.
+    rows: list[Any] = loaded.to_list()
+    return rows
 
 
 def _hub_file(section: RowsSection) -> Path:
