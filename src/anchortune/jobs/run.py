@@ -35,6 +35,7 @@ from anchortune.record import (
     versions,
     write_record,
 )
+from anchortune.untrusted import without_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -192,7 +193,9 @@ def _failed(folder: JobFolder, status: JobStatus, error: BaseException) -> None:
         if step.state == "running":
             step.state = "failed"
     bug = not isinstance(error, AnchortuneError | OSError | KeyboardInterrupt)
-    text = "stopped by hand" if isinstance(error, KeyboardInterrupt) else str(error)
+    text = (
+        "stopped by hand" if isinstance(error, KeyboardInterrupt) else without_secrets(str(error))
+    )
     status.state = "failed"
     status.error = f"{type(error).__name__}: {text}" if bug else text
     status.exit_code = 1 if bug else getattr(error, "exit_code", AnchortuneError.exit_code)

@@ -17,6 +17,7 @@ from anchortune.evaluation.verdicts import VerdictLog
 from anchortune.record import Record, finite
 from anchortune.report.runs import Measure, Outcome
 from anchortune.report.sweep_load import without_paths
+from anchortune.untrusted import without_secrets
 
 #: Names the code's commit where it does not run from a git checkout.
 COMMIT = "ANCHORTUNE_COMMIT"
@@ -98,12 +99,13 @@ def mix_figures(facts: Path) -> dict[str, Any]:
 
 
 def sentence_of(error: BaseException) -> str:
-    """An error as one sentence without a path of the machine."""
+    """An error as one sentence, without a path of the machine and without a secret."""
     from anchortune.errors import AnchortuneError
 
     lines = str(error).strip().splitlines() or [type(error).__name__]
     known = isinstance(error, AnchortuneError | OSError)
-    return without_paths(lines[0] if known else f"{type(error).__name__}: {lines[0]}")
+    told = lines[0] if known else f"{type(error).__name__}: {lines[0]}"
+    return without_paths(without_secrets(told))
 
 
 @functools.cache
