@@ -37,7 +37,8 @@ _CONFIGS = [
     "model: {path: a}\nbase: b\ndata: {path: c}\nmethod: asft\nevaluate:\n  harm: [{path: d}]\n"
     "  judges: [builtin]\nlimits: {max_harm: 0.1}\noutput: o\n",
     "name: s\nresults: r\ndefaults: {model: {path: a}, data: {path: b},"
-    " evaluate: {harm: [{path: h}], judges: [refusal]}}\naxes: {p: {key: lora.rank, values: [4, 8]}, d: {x: {seed: 1}}}\n"
+    " evaluate: {harm: [{path: h}], judges: [refusal]}}\n"
+    "axes: {p: {key: lora.rank, values: [4, 8]}, d: {x: {seed: 1}}}\n"
     "seeds: [0, 1]\nskip: [{p: 4}]\n",
     "a: &a [1, 2.5, 'x', null, true, 2024-01-01, 0x1f, 1_000, 12:30]\nb: *a\n",
 ]
