@@ -272,6 +272,7 @@ def cases() -> list[Case]:
         Case(
             "config of train", "not there", lambda f, w: ["train", f / "gone.yaml"], "cannot read"
         ),
+        Case("config of train", "without end", lambda f, w: ["train", "/dev/zero"], "longer than"),
         Case("config of train", "a folder", lambda f, w: ["train", f], "cannot read"),
         Case("config of train", "a model", lambda f, w: ["train", w.anchor], "cannot read"),
     ]

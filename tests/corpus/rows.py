@@ -206,6 +206,14 @@ def _long_line(ends: bool) -> Callable[[Path, World], Words]:
     return make
 
 
+def _sparse(folder: Path, world: World) -> Words:
+    """5 GiB, of which the file system stores nothing."""
+    import os
+
+    os.truncate(put(folder / "bad.jsonl", LINE), 5 << 30)
+    return mixed(folder / "bad.jsonl", folder)
+
+
 def _link(folder: Path, world: World) -> Words:
     (folder / "bad.jsonl").symlink_to(folder / "gone")
     return mixed(folder / "bad.jsonl", folder)
@@ -246,6 +254,7 @@ def cases() -> list[Case]:
             "rows in .jsonl", "50 MB in a line without end", _long_line(False), "line 1: not JSON"
         ),
         Case("rows in .jsonl", "50 MB in a list", _long_line(True), "completion is not a text"),
+        Case("rows in .jsonl", "5 GiB", _sparse, "5.0 GiB, and files are read whole up to 4"),
         Case("rows elsewhere", "a link to nothing", _link, "no such file"),
         Case("rows elsewhere", "a pipe", _fifo, "no such file"),
         _elsewhere("a folder", "FOLDER", "is a folder; name a file"),

@@ -309,6 +309,12 @@ INDEXES: list[tuple[str, str, dict[str, bytes | str]]] = [
 ]
 
 
+def _sparse_index(folder: Path, world: World) -> Words:
+    """An index of 100 MB, of which the file system stores nothing."""
+    os.truncate(put(folder / "bad" / INDEX, "{}"), 100 << 20)
+    return build(folder / "bad", world, folder)
+
+
 def _dangling(folder: Path, world: World) -> Words:
     bad = checkpoint(folder / "bad", b"")
     (bad / "model.safetensors").unlink()
@@ -323,5 +329,6 @@ def cases() -> list[Case]:
         Case("safetensors", "40 MB of header", _huge_header, "describes no model"),
         *(_file(*row, kind="numbers") for row in NUMBERS),
         *(_folder(*row) for row in INDEXES),
+        Case("index", "of 100 MB", _sparse_index, "longer than 64 MiB"),
         Case("index", "a link to nothing", _dangling, "no .safetensors|only model.safetensors"),
     ]

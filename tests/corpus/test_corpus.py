@@ -6,9 +6,7 @@ is a traceback, a silent pass, a sentence of several lines or one that does not 
 
 from __future__ import annotations
 
-import logging
 import re
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from anchortune.errors import LONGEST
 from tests import tiny
 from tests.corpus import adapters, anchors, configs, ggufs, judging, models, records, rows, tensors
 from tests.corpus.case import Case, World
+from tests.corpus.command import call
 from tests.corpus.writers import adapter, checkpoint, safetensors, weights
 
 MODULES = (tensors, adapters, anchors, ggufs, rows, configs, judging, records, models)
@@ -35,17 +34,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     model = tiny.tiny_llama(place / "model", seed=1, tokenizer=True)
     made = tiny.tiny_adapter(place / "model-adapter", model, seed=3)
     return World(base, aligned, adapter(place / "adapter"), anchor, model, made)
-
-
-def call(words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
-    """``anchortune WORDS`` in this process: its exit code."""
-    from anchortune.cli.app import main
-
-    logging.getLogger("anchortune").handlers.clear()  # it would write to another test's stderr
-    monkeypatch.setattr(sys, "argv", ["anchortune", *words])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    return int(ended.value.code or 0)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)

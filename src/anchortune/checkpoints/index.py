@@ -11,6 +11,7 @@ from anchortune.files import parse_json
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+_MOST_JSON_BYTES = 64 << 20
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -21,6 +22,8 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: it cannot be read or is no JSON object.
     """
     try:
+        if path.stat().st_size > _MOST_JSON_BYTES:
+            raise ValueError(f"longer than {_MOST_JSON_BYTES >> 20} MiB")
         value = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
