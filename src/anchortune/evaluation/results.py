@@ -5,26 +5,28 @@ Rates are fractions; ``n`` counts scored answers alone, ``unscored`` the rest.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 Kind = Literal["harm", "refusal", "over_refusal", "accuracy", "coherence", "win_rate"]
 Better = Literal["lower", "higher", "neither"]
+Rate = Annotated[float, Field(ge=-1e-9, le=1 + 1e-9)]
+Count = Annotated[int, Field(ge=0, lt=2**53)]
 
 
 class _Data(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Figure(_Data):
     """A rate with its 95 % Wilson interval."""
 
-    value: float
-    n: int
-    low: float
-    high: float
-    unscored: int = 0
+    value: Rate
+    n: Count
+    low: Rate
+    high: Rate
+    unscored: Count = 0
 
 
 class Difference(_Data):
@@ -46,9 +48,9 @@ class Difference(_Data):
     high: float
     p: float
     p_holm: float | None
-    n: int
-    up: int
-    down: int
+    n: Count
+    up: Count
+    down: Count
 
 
 class ArmFigure(_Data):

@@ -107,7 +107,10 @@ def read_run(path: str | Path) -> Run:
             f"{folder} is no training's folder (it has no config.yaml): give the output of "
             "anchortune train or align"
         )
-    tree = parse_yaml(file.read_text(encoding="utf-8"), str(file))
+    try:
+        tree = parse_yaml(file.read_text(encoding="utf-8"), str(file))
+    except UnicodeDecodeError:
+        raise TrainingError(f"{file} is not UTF-8: it is no config of a training") from None
     aligns = isinstance(tree, dict) and "method" in tree
     config = load_config(file, AlignConfig) if aligns else load_config(file, TrainConfig)
     start = config.model

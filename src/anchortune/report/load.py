@@ -49,10 +49,13 @@ def results_of(record: Record, name: str = "the record") -> Results:
     if version != 1:
         raise EvaluationError(f"{name}: results of format {version}, but this version reads 1.")
     try:
-        return Results.model_validate(record.metrics)
+        found = Results.model_validate(record.metrics)
     except ValidationError as error:
         place = ".".join(str(part) for part in error.errors()[0]["loc"])
         raise EvaluationError(f"{name}: not the results of an evaluation ({place}).") from None
+    if found.reference not in found.models:
+        raise EvaluationError(f"{name}: its reference, {found.reference!r}, is none of its models.")
+    return found
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
