@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from anchortune.training.refusal_direction import RefusalDirection
     from anchortune.training.seam import AsftMixin, attach
     from anchortune.training.trainer import AsftTrainer
+    from anchortune.training.watch import attach_health
 
 _HOMES = {
     "Anchor": "anchortune.anchor.anchor",
@@ -30,6 +31,7 @@ _HOMES = {
     "RefusalDirection": "anchortune.training.refusal_direction",
     "attach": "anchortune.training.seam",
     "attach_activations": "anchortune.training.activations",
+    "attach_health": "anchortune.training.watch",
     "attach_probe": "anchortune.training.probing",
 }
 
@@ -44,6 +46,7 @@ __all__ = [
     "__version__",
     "attach",
     "attach_activations",
+    "attach_health",
     "attach_probe",
 ]
 

@@ -35,11 +35,13 @@ class Run:
         curve: a row for each logged step: step, loss, penalty, lam, probe_fall.
         anchor: facts of its anchor; None where it had none.
         data: files and datasets it was trained on.
+        health: what went wrong in it, in sentences.
     """
 
     curve: list[dict[str, Any]]
     anchor: dict[str, Any] | None
     data: list[str]
+    health: list[str]
 
 
 @dataclass(frozen=True)
@@ -255,6 +257,11 @@ def _run(folder: str | None) -> Run | None:
         _curve(path / "log.jsonl"),
         dict(anchor) if isinstance(anchor, Mapping) else None,
         [str(source["path"]) for source in sources if isinstance(source, Mapping)],
+        [
+            str(found.get("told"))
+            for found in record.metrics.get("health") or []
+            if isinstance(found, Mapping)
+        ],
     )
 
 

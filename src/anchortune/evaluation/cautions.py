@@ -37,6 +37,7 @@ def cautions(
     return [
         *_of_part(plan),
         *_of_overlap(plan),
+        *_of_training(plan),
         *_of_judges(plan, measures),
         *_of_unscored(plan, measures),
         *_of_cut(plan, answers),
@@ -130,6 +131,12 @@ def _of_overlap(plan: EvalPlan) -> Iterator[str]:
                     f"{asked.name}: {shared} of {len(asked.items)} prompts are in the data that "
                     f"{name} was trained on"
                 )
+
+
+def _of_training(plan: EvalPlan) -> Iterator[str]:
+    for name, candidate in plan.candidates.items():
+        for told in candidate.run.health if candidate.run is not None else ():
+            yield f"the training of {name}: {told.rstrip('.')}"
 
 
 def _texts(run: Run) -> set[str]:

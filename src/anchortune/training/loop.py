@@ -1,4 +1,4 @@
-"""The trainer's settings and callbacks: log, progress, and a stop where the loss is no number."""
+"""The trainer's settings, its log and its progress."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ from rich.progress import (
 from transformers import TrainerCallback
 
 from anchortune.config import AlignConfig, TrainConfig
-from anchortune.errors import TrainingError
 from anchortune.files import naming
 from anchortune.models.load import Numbers
 
@@ -151,7 +150,7 @@ def _progress() -> Progress:
 
 
 class Journal(TrainerCallback):  # type: ignore[misc]
-    """Appends every log to ``log.jsonl``, shows progress on stderr, stops at a loss of nan.
+    """Appends every log to ``log.jsonl`` and shows progress on stderr.
 
     Args:
         path: of ``log.jsonl``.
@@ -181,11 +180,7 @@ class Journal(TrainerCallback):  # type: ignore[misc]
             self._bar.update(self._task, completed=state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Writes one line.
-
-        Raises:
-            TrainingError: the loss is no longer a number.
-        """
+        """Writes one line; a number that is not finite as null."""
         logs: dict[str, Any] = kwargs.get("logs") or {}
         if not {"loss", "eval_loss"} & set(logs):
             return
@@ -195,12 +190,6 @@ class Journal(TrainerCallback):  # type: ignore[misc]
             line[key] = None if number else value
         with naming(self._path), self._path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
-        loss = logs.get("loss", 0.0)
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"the loss is {loss} at step {state.global_step}; lower training.learning_rate, "
-                "or set machine.dtype to float32."
-            )
         self._speak(state, logs)
 
     def _speak(self, state: Any, logs: dict[str, Any]) -> None:

@@ -6,6 +6,8 @@ from typing import Any
 
 from anchortune.errors import TrainingError
 
+_OWN_BACKWARD = ("lomo", "adalomo", "layerwise")
+
 
 def check_trainer(trainer: Any, instead: str) -> None:
     """Refuses what is no trainer.
@@ -40,3 +42,48 @@ def grad_scale(trainer: Any) -> float:
     """What the task's gradients were multiplied by: the GradScaler's scale, 1 without one."""
     scaler = getattr(trainer.accelerator, "scaler", None)
     return float(scaler.get_scale()) if scaler is not None else 1.0
+
+
+def refuse_backends(trainer: Any, what: str = "the penalty", sharded: bool = False) -> None:
+    """Refuses engines and optimizers that leave no moment between backward and clipping.
+
+    Args:
+        trainer: of transformers.
+        what: is to be added there, for the error.
+        sharded: whether it can be added to gradients that FSDP2 has sharded.
+
+    Raises:
+        TrainingError: it has one.
+    """
+    if getattr(trainer, "is_deepspeed_enabled", False):
+        raise TrainingError(
+            f"DeepSpeed steps inside its own backward, so {what} cannot be added before "
+            "clipping: train with DDP or on one device"
+        )
+    if getattr(trainer, "is_fsdp_enabled", False):
+        _refuse_fsdp(trainer, what, sharded)
+    optim = str(getattr(trainer.args.optim, "value", trainer.args.optim)).lower()
+    if any(name in optim for name in _OWN_BACKWARD):
+        raise TrainingError(
+            f"the optimizer {optim!r} updates the weights during backward, before {what} can "
+            "be added: choose another, for example adamw_torch"
+        )
+
+
+def _refuse_fsdp(trainer: Any, what: str, sharded: bool) -> None:
+    if not sharded:
+        raise TrainingError(
+            f"FSDP shards the trained weights, which {what} does not support: train with DDP or on "
+            "one device"
+        )
+    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+    if getattr(plugin, "fsdp_version", 1) < 2:
+        raise TrainingError(
+            f"FSDP 1 flattens the trained weights into one, in which {what} cannot find them: set "
+            "fsdp_version to 2, or train with DDP or on one device"
+        )
+    if type(getattr(plugin, "cpu_offload", None)).__name__ == "CPUOffloadPolicy":
+        raise TrainingError(
+            f"fsdp_offload_params keeps the trained weights on the CPU, where {what} cannot be "
+            "summed over the processes: set it to false"
+        )

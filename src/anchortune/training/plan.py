@@ -36,6 +36,7 @@ from anchortune.training.cost import Data, check_disk, cost_of, steps_of
 from anchortune.training.estimate import Estimate
 from anchortune.training.folder import RunFolder, State
 from anchortune.training.grpo import prompt_data
+from anchortune.training.health import of_data
 from anchortune.training.lora import add_lora, freeze_other_layers
 from anchortune.training.probe import Probe, plan_probe
 from anchortune.training.refresh import Refresh, check_refresh, plan_refresh
@@ -255,7 +256,7 @@ def plan_stage(
         folder.identity["activations_sha256"] = activations.prompts_sha256
     state = folder.state()
     total = sum(parameter.numel() for parameter in skeleton.parameters())
-    notes: list[str] = []
+    notes = [finding.told for finding in of_data(data.summary(), screened)]
     if chain.start.adapter is not None and config.lora is not None:
         notes.append(
             f"the new adapter belongs on {chain.start.path} with {chain.start.adapter} merged in"

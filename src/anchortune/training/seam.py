@@ -20,9 +20,11 @@ from anchortune.anchor.penalty import DEFAULT_LAM, DEFAULT_OPERATOR, Movement, P
 from anchortune.errors import TrainingError
 from anchortune.files import write_json
 from anchortune.maths.operators import LayerWeights, Operator, Side
-from anchortune.training.mixins import check_trainer, grad_scale, put_in_front
+from anchortune.training.mixins import check_trainer, grad_scale, put_in_front, refuse_backends
 from anchortune.training.probing import attach_probe
+from anchortune.training.pull import Pull, is_logged
 from anchortune.training.schedule import Schedule, Steer, make_schedule
+from anchortune.training.watch import attach_health
 
 if TYPE_CHECKING:
     from anchortune.anchor.anchor import Anchor
@@ -34,7 +36,6 @@ T = TypeVar("T")
 STATE_FILE = "asft_state.json"
 _BEFORE = {"lam_inside": 0.0, "layer_weights": "none"}
 """What a checkpoint that does not say was trained with: these came later."""
-_OWN_BACKWARD = ("lomo", "adalomo", "layerwise")
 
 
 class _State:
@@ -67,6 +68,7 @@ class _State:
         self.schedule: Schedule = make_schedule(self.lam, budget, self.penalty, steer, target)
         self.fired = 0
         self.lam_used = self.schedule.lam
+        self.pull: Pull | None = None
 
     def fingerprint(self) -> dict[str, Any]:
         """What a checkpoint must agree with to go on: the penalty, and where U is measured from."""
@@ -163,17 +165,21 @@ class AsftMixin:
                     "model, or a model_init, when the trainer is made and attach after that"
                 )
             state.lam_used = state.schedule.lam
-            moment = None
+            moment, pull = None, None
             if state.schedule.needs_movement:
                 moment = state.penalty.moment()
                 state.schedule.update(state.penalty.movement(moment))
             if state.lam_used or state.lam_inside:
+                scale = grad_scale(trainer)
+                if is_logged(trainer):
+                    moment = moment or state.penalty.moment()
+                    pull = Pull(moment, state.penalty.side, state.lam_used, state.lam_inside, scale)
                 state.penalty.add_gradient_(
-                    state.lam_used,
-                    lam_inside=state.lam_inside,
-                    grad_scale=grad_scale(trainer),
-                    moment=moment,
+                    state.lam_used, lam_inside=state.lam_inside, grad_scale=scale, moment=moment
                 )
+                if pull is not None:
+                    pull.finish()
+            state.pull = pull
             state.fired += 1
         return loss
 
@@ -197,6 +203,8 @@ class AsftMixin:
         }
         if state.penalty.coverage.loose:
             logs["asft/unpenalised_energy"] = movement.unpenalised
+        if state.pull is not None:
+            logs |= state.pull.logs()
         return logs
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
@@ -236,51 +244,6 @@ def _check_resumed(saved: dict[str, Any], now: dict[str, Any]) -> None:
                 f"the checkpoint was trained with {key}={old!r}, not {value!r}: resume with the "
                 "same penalty, or start anew"
             )
-
-
-def refuse_backends(trainer: Any, what: str = "the penalty", sharded: bool = False) -> None:
-    """Refuses engines and optimizers that leave no moment between backward and clipping.
-
-    Args:
-        trainer: of transformers.
-        what: is to be added there, for the error.
-        sharded: whether it can be added to gradients that FSDP2 has sharded.
-
-    Raises:
-        TrainingError: it has one.
-    """
-    if getattr(trainer, "is_deepspeed_enabled", False):
-        raise TrainingError(
-            f"DeepSpeed steps inside its own backward, so {what} cannot be added before "
-            "clipping: train with DDP or on one device"
-        )
-    if getattr(trainer, "is_fsdp_enabled", False):
-        _refuse_fsdp(trainer, what, sharded)
-    optim = str(getattr(trainer.args.optim, "value", trainer.args.optim)).lower()
-    if any(name in optim for name in _OWN_BACKWARD):
-        raise TrainingError(
-            f"the optimizer {optim!r} updates the weights during backward, before {what} can "
-            "be added: choose another, for example adamw_torch"
-        )
-
-
-def _refuse_fsdp(trainer: Any, what: str, sharded: bool) -> None:
-    if not sharded:
-        raise TrainingError(
-            f"FSDP shards the trained weights, which {what} does not support: train with DDP or on "
-            "one device"
-        )
-    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
-    if getattr(plugin, "fsdp_version", 1) < 2:
-        raise TrainingError(
-            f"FSDP 1 flattens the trained weights into one, in which {what} cannot find them: set "
-            "fsdp_version to 2, or train with DDP or on one device"
-        )
-    if type(getattr(plugin, "cpu_offload", None)).__name__ == "CPUOffloadPolicy":
-        raise TrainingError(
-            f"fsdp_offload_params keeps the trained weights on the CPU, where {what} cannot be "
-            "summed over the processes: set it to false"
-        )
 
 
 def _refuse_empty(trainer: Any, coverage: Coverage) -> None:
@@ -325,6 +288,7 @@ def _install(
         "probe" if steered else None, probe_target,
     )  # fmt: skip
     _refuse_empty(trainer, state.penalty.coverage)
+    attach_health(trainer)
     trainer._asft = state
     trainer.add_callback(_Guard(state))
     coverage = state.penalty.coverage

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
-import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +16,7 @@ from anchortune.adapter.merge import locate_adapter
 from anchortune.config_io import dump_yaml
 from anchortune.data.screened import SCREEN_FILE
 from anchortune.errors import CheckpointError
-from anchortune.files import atomic_directory, naming, write_json, write_text
+from anchortune.files import atomic_directory, beside, discard, naming, write_json, write_text
 from anchortune.models.load import cast, load_model
 from anchortune.record import Record, now, platform_facts, read_record, versions, write_record
 from anchortune.training import loop
@@ -27,8 +25,9 @@ from anchortune.training.anchored import settings
 from anchortune.training.batches import TokenisedData
 from anchortune.training.chain import edited
 from anchortune.training.defended import apply_after, result_files
-from anchortune.training.folder import State
+from anchortune.training.folder import State, reading
 from anchortune.training.grpo import reward_metrics
+from anchortune.training.health import of_data
 from anchortune.training.order import attach_order
 from anchortune.training.plan import Plan
 from anchortune.training.probing import (
@@ -42,6 +41,7 @@ from anchortune.training.refresh import attach_refresh
 from anchortune.training.task_loss import attach_task_loss
 from anchortune.training.terms import attach_terms
 from anchortune.training.trainers import make_trainer
+from anchortune.training.watch import attach_health, health_findings
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +52,9 @@ def run_stage(plan: Plan) -> Record:
     A complete run is not repeated: its record is returned.
 
     Raises:
-        AnchortuneError: the model cannot be loaded, the loss stops being a number, or the safety
-            probe has stopped the run, now or when it was run before.
+        AnchortuneError: the model cannot be loaded, the training goes so wrong that it is stopped
+            (``HealthStop``), or the safety probe has stopped the run, now or when it was run
+            before.
     """
     for line in plan.lines():
         logger.info("%s", line)
@@ -84,6 +85,7 @@ def _run(plan: Plan) -> Record:
     trainer = make_trainer(plan, model, journal)
     _attach_defences(plan, trainer)
     penalty = attach_penalty(plan, trainer)
+    attach_health(trainer)
     if plan.probe is not None and not isinstance(trainer, ProbeMixin):
         attach_probe(trainer, plan.probe)
     if plan.activations is not None:
@@ -98,7 +100,7 @@ def _run(plan: Plan) -> Record:
         if checkpoint is not None and resumed >= plan.steps:
             _restore(trainer, checkpoint)
         else:
-            with naming(plan.folder.checkpoints):
+            with naming(plan.folder.checkpoints), reading(checkpoint):
                 trainer.train(
                     resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None
                 )
@@ -144,8 +146,8 @@ def _run(plan: Plan) -> Record:
         if made is not None:
             write_record(plan.folder.path / made["path"], record)
     write_record(plan.folder.path, record)
-    if not plan.config.machine.keep_checkpoints:
-        shutil.rmtree(plan.folder.checkpoints, ignore_errors=True)
+    if plan.folder.checkpoints.is_dir() and not plan.config.machine.keep_checkpoints:
+        discard(plan.folder.checkpoints)
     return record
 
 
@@ -219,6 +221,10 @@ def _metrics(plan: Plan, trainer: Any) -> dict[str, Any]:
         **({"probe": watched} if (watched := probe_metrics(trained)) else {}),
         **({"activations": seen} if (seen := activation_metrics(trained)) else {}),
         **({"reward": rewards} if (rewards := reward_metrics(trained)) else {}),
+        "health": [
+            finding.summary()
+            for finding in (*of_data(plan.data.summary(), plan.screened), *health_findings(trainer))
+        ],
     }
 
 
@@ -245,9 +251,9 @@ def _save(plan: Plan, model: Any) -> dict[str, Any]:
     target, trained = path / "adapter", path / "adapter-trained"
     first = trained if chain.mends else target
     if chain.edit:
-        with tempfile.TemporaryDirectory(dir=path, prefix=".adapter.") as place:
-            _save_adapter(plan, model, Path(place) / "adapter")
-            apply_after([], chain.anchors, Path(place) / "adapter", first, chain.edit)
+        with beside(first) as place:
+            _save_adapter(plan, model, place / "adapter")
+            apply_after([], chain.anchors, place / "adapter", first, chain.edit)
     else:
         _save_adapter(plan, model, first)
     if chain.mends:

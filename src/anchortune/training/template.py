@@ -118,7 +118,7 @@ class Template:
             labels = [*labels[:last], self.tokenizer.eos_token_id]
         truncated = len(ids) > max_length
         ids, labels = ids[:max_length], labels[:max_length]
-        if all(label == IGNORE for label in labels):
+        if all(label == IGNORE for label in labels[1:]):  # the first token is never predicted
             raise BadRow(f"no answer token within {max_length} tokens")
         return Encoded(ids, labels, truncated)
 

@@ -17,8 +17,7 @@ from transformers import TrainerCallback
 
 from anchortune.errors import TrainingError
 from anchortune.files import atomic_path, write_json
-from anchortune.training.mixins import check_trainer, grad_scale, put_in_front
-from anchortune.training.seam import refuse_backends
+from anchortune.training.mixins import check_trainer, grad_scale, put_in_front, refuse_backends
 
 if TYPE_CHECKING:
     from anchortune.defences.base import Term
