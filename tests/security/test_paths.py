@@ -125,9 +125,8 @@ def test_a_record_leads_nowhere(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "far").iterdir()) == ["outputs.jsonl"]
 
 
-@pytest.mark.parametrize("kind", ["Image", "Audio"])
-def test_a_column_of_pictures_or_sounds_is_not_fetched(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_column_of_pictures_is_not_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its rows name files and addresses; where they are decoded, these are opened."""
     import datasets
@@ -137,7 +136,7 @@ def test_a_column_of_pictures_or_sounds_is_not_fetched(
 
     (tmp_path / "secret.txt").write_text(SECRET)
     places = [str(tmp_path / "secret.txt"), "http://evil.example/seen"]
-    held = datasets.Features({"prompt": datasets.Value("string"), "x": getattr(datasets, kind)()})
+    held = datasets.Features({"prompt": datasets.Value("string"), "x": datasets.Image()})
     rows = [{"prompt": "q", "x": {"bytes": None, "path": place}} for place in places]
     made = datasets.Dataset.from_list(rows, features=held)
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: made)

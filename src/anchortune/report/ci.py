@@ -6,7 +6,7 @@ import re
 from xml.etree import ElementTree
 
 from anchortune.report.gate import Check, GateResult
-from anchortune.report.words import shown
+from anchortune.untrusted import inert
 
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """What XML 1.0 cannot hold, not even escaped."""
@@ -88,4 +88,4 @@ def _command(level: str, title: str, message: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    return shown(text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A"))
+    return inert(text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A"))

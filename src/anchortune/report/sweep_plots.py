@@ -34,6 +34,7 @@ from anchortune.report.sweep_load import (
 from anchortune.report.sweep_notes import LONG
 from anchortune.report.sweep_stats import Estimate, Spec, estimate, seeds_of, specs_of
 from anchortune.report.sweep_table import NAMES, usual_measures
+from anchortune.untrusted import shown
 
 ENDINGS = (".png", ".svg", ".pdf")
 _DEFENCE = "defence"
@@ -82,6 +83,16 @@ def draw(runs: Sequence[RunRecord], options: PlotOptions, output: Path) -> None:
             figure.savefig(temporary, dpi=160, format=form[1:], metadata=dated.get(form))
 
 
+def _readable(run: RunRecord) -> RunRecord:
+    """The run with its names as they are shown: some characters would break an SVG."""
+    named = [
+        one.model_copy(update={"set": shown(one.set), "judge": one.judge and shown(one.judge)})
+        for one in run.outcomes
+    ]
+    labels = {axis: shown(label) for axis, label in run.labels.items()}
+    return run.model_copy(update={"labels": labels, "outcomes": named})
+
+
 def figure_of(runs: Sequence[RunRecord], options: PlotOptions) -> Any:
     """The picture as a matplotlib figure.
 
@@ -90,6 +101,7 @@ def figure_of(runs: Sequence[RunRecord], options: PlotOptions) -> Any:
     """
     if options.kind == "curve" and options.x is None:
         raise SweepError("A curve needs --x AXIS, such as --x lam.")
+    runs = [_readable(run) for run in runs]
     grid = _grid(runs, options)
     wanted = list(options.measures) or usual_measures(runs)
     specs = specs_of(grid.groups(), wanted, options.judge)

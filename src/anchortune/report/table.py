@@ -54,7 +54,7 @@ def results_table(results: Results) -> Group:
         title += f"; points: difference to {shown(results.reference)}"
     parts: list[RenderableType] = [Text(title), _grid([heads], widths, "dim")]
     for measure, block in rows:
-        parts.append(Text(f"\n{measure_name(measure)}, {shown(measure.set)}", style="bold"))
+        parts.append(Text(shown(f"\n{measure_name(measure)}, {measure.set}"), style="bold"))
         parts.append(_grid(block, widths))
     return Group(*parts)
 
