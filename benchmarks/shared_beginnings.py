@@ -2,8 +2,8 @@
 
 ``python benchmarks/shared_beginnings.py`` takes steps of 8 of the quickstart's training rows, one
 in ten of them harmful, on SmolLM2-135M with LoRA on q and v in float32, each in three ways: every
-logit of the padded batch, as trainers do it; logits of the learnt tokens alone; and with rows that
-begin alike run together (``machine.share_prefixes``). The three take turns on one machine, and
+logit of the padded batch, as trainers do it; logits of the learnt tokens alone; and with the rows
+laid out as a tree (``machine.share_prefixes``). The three take turns on one machine, and
 processor time is counted, so that other work weighs on all alike. Losses are compared. Writes
 ``benchmarks/results/shared_beginnings.json``.
 """
@@ -26,7 +26,7 @@ from anchortune.files import write_json
 from anchortune.models.load import Numbers, load_model, load_tokenizer
 from anchortune.record import now, platform_facts, versions
 from anchortune.training.batches import Collator
-from anchortune.training.sharing import SharingMixin, can_share, group_rows
+from anchortune.training.sharing import SharingMixin, can_share, lay_out, pack_rows
 from anchortune.training.template import IGNORE, Template
 
 ROOT = Path(__file__).parents[1]
@@ -62,17 +62,15 @@ def encoded(template: Template) -> list[dict[str, list[int]]]:
     return rows
 
 
-def computed(batch: list[dict[str, list[int]]]) -> tuple[int, int]:
-    """Tokens of the padded batch, and those that the groups take."""
-    ids = [row["input_ids"] for row in batch]
-    first = [
-        next(at for at, label in enumerate(row["labels"]) if label != IGNORE) - 1 for row in batch
-    ]
-    total = 0
-    for group in group_rows(ids, first):
-        width = max(len(ids[index]) for index in group.rows)
-        total += group.prefix + len(group.rows) * (width - group.prefix)
-    return len(batch) * max(map(len, ids)), total
+def computed(batch: list[dict[str, list[int]]], hidden: int) -> tuple[int, int]:
+    """Tokens of the padded batch, and those of the trees."""
+    longest = max(len(row["input_ids"]) for row in batch)
+    rows = []
+    for row in batch:  # up to the last token from which one is learnt
+        last = max(at for at, label in enumerate(row["labels"]) if label != IGNORE)
+        rows.append(row["input_ids"][:last])
+    packs = pack_rows(rows, hidden)
+    return len(batch) * longest, sum(len(lay_out([rows[i] for i in pack]).ids) for pack in packs)
 
 
 def main() -> None:
@@ -86,7 +84,7 @@ def main() -> None:
     adapter = LoraConfig(r=8, lora_alpha=32, target_modules=["q_proj", "v_proj"])
     model = get_peft_model(model, adapter).train()
     if not can_share(model, 256):
-        raise SystemExit("this model cannot go on from a shared beginning")
+        raise SystemExit("this model does not compute the same from a tree of rows")
     rows = encoded(Template(load_tokenizer(SMOLLM2)))
     pick = random.Random(0)
     batches = [pick.sample(rows, 8) for _ in range(options.steps + 1)]
@@ -106,7 +104,7 @@ def main() -> None:
             if number:  # the first warms up
                 seconds[name].append(spent)
                 losses[name].append(loss.item())
-    counts = [computed(batch) for batch in batches[1:]]
+    counts = [computed(batch, model.config.hidden_size) for batch in batches[1:]]
     padded = seconds["padded"]
 
     def ratio(name: str) -> float:

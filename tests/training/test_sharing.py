@@ -1,4 +1,4 @@
-"""Rows that begin alike are run once: the plan is the cheapest, and the gradients are the same."""
+"""Rows of a step as one tree: the plan is the cheapest, and the gradients are the same."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from anchortune.config_io import validate
 from anchortune.training.batches import Collator
 from anchortune.training.sharing import (
     CALL_TOKENS,
-    SHORTEST,
     SharingMixin,
     can_share,
-    group_rows,
+    lay_out,
+    pack_rows,
 )
 from anchortune.training.template import IGNORE
 from anchortune.training.train import train
@@ -57,7 +57,7 @@ class Parent:
 
 
 class Sharing(SharingMixin, Parent):
-    calls = 0
+    pass
 
 
 def load(path: Path, lora: bool = False) -> Any:
@@ -95,72 +95,106 @@ def test_gradients_are_those_of_the_whole_batch(make: Any, lora: bool, tmp_path:
     mine, found = gradients(Sharing(), model, batch)
     hook.remove()
     loss, wanted = gradients(Parent(), model, batch)
-    # The beginning was run once; its last token predicts the first that one row learns.
-    assert (1, len(HEAD) - 1) in calls
-    assert sum(rows * width for rows, width in calls) < batch["input_ids"].numel()
+    # Each row ends where it learns last; the fifth shares two tokens, the last learns nothing.
+    assert calls == [(1, len(HEAD) + (2 + 1 + 3 + 1) + 19)]
     assert mine == pytest.approx(loss, rel=1e-5)
     assert found.keys() == wanted.keys()
     for name, gradient in wanted.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=2e-6, msg=name)
 
 
-def test_a_model_that_cannot_go_on_from_its_cache_is_run_in_full(tmp_path: Path) -> None:
+@pytest.mark.parametrize("forgotten", ["attention_mask", "position_ids"])
+def test_a_model_that_does_not_heed_the_tree_is_run_in_full(forgotten: str, tmp_path: Path) -> None:
     model = load(tiny.tiny_llama(tmp_path / "m"))
     assert not can_share(load(tiny.tiny_gemma2(tmp_path / "g")), 1000)  # a window of 64
     whole = model.forward
 
     def forgets(*args: Any, **given: Any) -> Any:
-        for name in ("cache", "past_key_values"):
-            if given.get(name) is not None:
-                given[name] = type(given[name])()
-        given.pop("attention_mask", None)
+        given.pop(forgotten, None)
         return whole(*args, **given)
 
-    forgets.__signature__ = __import__("inspect").signature(whole)  # type: ignore[attr-defined]
     model.forward = forgets
+    assert not can_share(model, 40)
+    model.forward = whole
+    assert can_share(model, 40)
+    model.config._attn_implementation = "flash_attention_2"
     assert not can_share(model, 40)
 
 
-def cost(rows: list[list[int]], limits: list[int], parts: list[list[int]]) -> int:
-    """The least that these parts take, each with or without a shared beginning."""
-    total = 0
-    for part in parts:
-        width = max(len(rows[i]) for i in part)
-        plain = CALL_TOKENS + len(part) * width
-        shared = min(min(limits[i], len(rows[i]) - 1) for i in part)
-        while any(rows[i][:shared] != rows[part[0]][:shared] for i in part):
-            shared -= 1
-        if len(part) > 1 and shared >= SHORTEST:
-            plain = min(plain, 2 * CALL_TOKENS + shared + len(part) * (width - shared))
-        total += plain
-    return total
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_either_attention_and_checkpointing_compute_the_same(
+    attention: str, tmp_path: Path
+) -> None:
+    model = load(tiny.tiny_llama(tmp_path / "m"))
+    model.set_attn_implementation(attention)
+    assert can_share(model, 60)
+    batch = Collator(0, labelled_only=True)(MIXED)
+    loss, wanted = gradients(Parent(), model, batch)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    mine, found = gradients(Sharing(), model, batch)
+    assert mine == pytest.approx(loss, rel=1e-5)
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=2e-6, msg=name)
+
+
+def test_a_batch_without_labels_has_a_loss_of_0_and_gradients_of_0(tmp_path: Path) -> None:
+    model = load(tiny.tiny_llama(tmp_path / "m"))
+    batch = Collator(0, labelled_only=True)([{"input_ids": [1, 2], "labels": [IGNORE, IGNORE]}] * 2)
+    loss = Sharing().compute_loss(model.train(), batch, False, torch.tensor(3))
+    loss.backward()
+    assert loss == 0
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+    assert any(p.grad is not None for p in model.parameters())
+
+
+ROWS = st.lists(
+    st.lists(st.integers(0, 2), min_size=1, max_size=12), min_size=1, max_size=6
+)  # of three tokens, so that they often begin alike
+
+
+def tree_size(rows: list[list[int]]) -> int:
+    """The nodes of the rows' tree, each a beginning that some row has."""
+    return len({tuple(row[: n + 1]) for row in rows for n in range(len(row))})
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    st.lists(
-        st.tuples(st.integers(0, 2), st.integers(10, 60), st.integers(1, 80), st.integers(1, 120)),
-        min_size=1,
-        max_size=6,
-    )
-)
-def test_the_grouping_is_the_cheapest_of_all_cuts(drawn: list[tuple[int, int, int, int]]) -> None:
-    rows = [[kind] * head + [9 + at] * tail for at, (kind, head, tail, _) in enumerate(drawn)]
-    limits = [limit for *_, limit in drawn]
-    groups = group_rows(rows, limits)
-    assert sorted(index for group in groups for index in group.rows) == list(range(len(rows)))
-    for group in groups:
-        beginnings = {tuple(rows[index][: group.prefix]) for index in group.rows}
-        assert len(beginnings) == 1
-        assert all(group.prefix <= limits[i] and group.prefix < len(rows[i]) for i in group.rows)
-    order = [index for group in groups for index in group.rows]
+@given(ROWS)
+def test_each_token_of_a_tree_sees_what_leads_to_it(rows: list[list[int]]) -> None:
+    rows = sorted(rows)
+    tree = lay_out(rows)
+    assert len(tree.ids) == tree_size(rows)
+    seen = {}
+    for row, path in zip(rows, tree.paths, strict=True):
+        assert tree.ids[path].tolist() == row
+        assert tree.positions[path].tolist() == list(range(len(row)))
+        for at, place in enumerate(path):
+            seen[place] = sorted(path[: at + 1])
+    assert {at: row.nonzero().flatten().tolist() for at, row in enumerate(tree.visible)} == seen
+
+
+def cost(rows: list[list[int]], hidden: int, parts: list[list[int]]) -> float:
+    """What these trees take, by the formula."""
+    sizes = [tree_size([rows[i] for i in part]) for part in parts]
+    return sum(CALL_TOKENS + size + size**2 / (3 * hidden) for size in sizes)
+
+
+@settings(max_examples=60, deadline=None)
+@given(ROWS, st.integers(1, 30), st.integers(1, 12))
+def test_the_packing_is_the_cheapest_of_all_cuts(
+    rows: list[list[int]], times: int, hidden: int
+) -> None:
+    rows = [[token for token in row for _ in range(times)] for row in rows]
+    packs = pack_rows(rows, hidden)
+    order = [index for pack in packs for index in pack]
+    assert sorted(order) == list(range(len(rows)))
+    assert [rows[index] for index in order] == sorted(rows)
     cuts = [
         [order[a:b] for a, b in zip((0, *cut), (*cut, len(order)), strict=True)]
         for size in range(len(order))
         for cut in combinations(range(1, len(order)), size)
     ]
-    mine = cost(rows, limits, [group.rows for group in groups])
-    assert mine == min(cost(rows, limits, cut) for cut in cuts)
+    least = min(cost(rows, hidden, cut) for cut in cuts)
+    assert cost(rows, hidden, packs) == pytest.approx(least)
 
 
 def test_a_training_comes_out_the_same(llama_aligned: Path, tmp_path: Path) -> None:
@@ -191,19 +225,16 @@ def test_a_training_comes_out_the_same(llama_aligned: Path, tmp_path: Path) -> N
 
 
 def test_who_asks_for_sharing_and_cannot_have_it_is_told(
-    llama_aligned: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "d.jsonl"
     path.write_text(json.dumps({"instruction": "Say it", "output": "it"}) + "\n")
     config = {
-        "model": {"path": str(llama_aligned)},
+        "model": {"path": str(tiny.tiny_gemma2(tmp_path / "m", tokenizer=True))},  # a window of 64
         "data": {"path": str(path)},
         "output": str(tmp_path / "out"),
         "training": {"max_steps": 1, "batch_size": 1},
-        "machine": {
-            "device": "cpu", "dtype": "float32", "share_prefixes": True,
-            "gradient_checkpointing": True,
-        },
-    }  # fmt: skip
+        "machine": {"device": "cpu", "dtype": "float32", "share_prefixes": True},
+    }
     train(validate(config, TrainConfig, "here"))
     assert "machine.share_prefixes is left out" in caplog.text

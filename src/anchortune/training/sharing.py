@@ -1,24 +1,23 @@
-"""Rows of a step that begin alike: what they share is computed once, and padding is kept small.
+"""Rows of a step as one tree: what they begin with alike is computed once, and nothing is padded.
 
 Rows of one task begin with the same system prompt and instruction, often more than half of their
-tokens. Those are run once, with gradients, and the rows go on from their keys and values. Where a
-batch holds rows of other lengths or beginnings it is split. The loss and its gradients are those of
-the whole batch up to rounding; dropout over the shared tokens is drawn once for the rows that share
-them, in place of once a row.
+tokens. A step's rows are laid out one after the other in a single row without what an earlier one
+began with; an attention mask shows each token those that lead to it, and positions count along its
+own row. So the loss and its gradients are those of the padded batch up to rounding. Dropout over
+the shared tokens is drawn once for the rows that share them, in place of once a row.
 """
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from anchortune.training.labelled import labelled_positions
 from anchortune.training.lora import bare_model
 from anchortune.training.mixins import check_trainer, put_in_front
 from anchortune.training.template import IGNORE
@@ -27,21 +26,6 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 #: What one more call of the model costs, in tokens: its weights are read once more.
 CALL_TOKENS = 24
-#: A prefix shorter than this is no call of its own.
-SHORTEST = 8
-
-
-@dataclass(frozen=True)
-class Group:
-    """Rows that are run together.
-
-    Attributes:
-        rows: their places in the batch.
-        prefix: tokens at the beginning that all of them share and that are run once; 0: none.
-    """
-
-    rows: list[int]
-    prefix: int
 
 
 def _shared(left: Sequence[int], right: Sequence[int]) -> int:
@@ -52,44 +36,73 @@ def _shared(left: Sequence[int], right: Sequence[int]) -> int:
     return min(len(left), len(right))
 
 
-def group_rows(rows: Sequence[Sequence[int]], limits: Sequence[int]) -> list[Group]:
-    """The cheapest way to run a batch, by tokens computed; calls count as ``CALL_TOKENS`` each.
+def pack_rows(rows: Sequence[Sequence[int]], hidden: int) -> list[list[int]]:
+    """The cheapest way to run a batch: which rows go into one tree, by tokens computed.
 
     Rows are sorted by their tokens, so that those that begin alike lie side by side, and cut into
-    stretches by dynamic programming.
+    stretches by dynamic programming. A call counts as ``CALL_TOKENS``, and attention, which sees
+    every pair of a tree's n tokens, as ``n² / (3·hidden)``: it takes ``4·hidden·n²`` operations a
+    layer where the weights take about ``24·hidden²·n``, and runs at half their speed.
 
     Args:
         rows: token ids, without padding.
-        limits: the longest prefix that each row can give away: what is learnt is not in it.
+        hidden: the width of the model.
+
+    Returns:
+        The places of the rows of each tree, sorted by their tokens.
     """
     order = sorted(range(len(rows)), key=lambda index: list(rows[index]))
-    limits = [min(limit, len(row) - 1) for limit, row in zip(limits, rows, strict=True)]
-    best: list[tuple[float, list[Group]]] = [(0, [])]
+    shared = [_shared(rows[a], rows[b]) for a, b in pairwise(order)]
+    best: list[tuple[float, list[list[int]]]] = [(0.0, [])]
     for end in range(1, len(order) + 1):
-        longest, shared = 0, limits[order[end - 1]]
-        found: tuple[float, list[Group]] = (float("inf"), [])
+        tokens = 0
+        found: tuple[float, list[list[int]]] = (float("inf"), [])
         for start in range(end - 1, -1, -1):
-            index = order[start]
-            longest = max(longest, len(rows[index]))
-            if start < end - 1:
-                shared = min(shared, limits[index], _shared(rows[index], rows[order[start + 1]]))
-            size = end - start
-            prefix = shared if size > 1 and shared >= SHORTEST else 0
-            cost = CALL_TOKENS + size * longest
-            apart = 2 * CALL_TOKENS + prefix + size * (longest - prefix)
-            if prefix and apart < cost:
-                cost = apart
-            else:
-                prefix = 0
-            total = best[start][0] + cost
+            tokens += len(rows[order[start]]) - (shared[start] if start < end - 1 else 0)
+            total = best[start][0] + CALL_TOKENS + tokens + tokens**2 / (3 * hidden)
             if total < found[0]:
-                found = (total, [*best[start][1], Group(order[start:end], prefix)])
+                found = (total, [*best[start][1], order[start:end]])
         best.append(found)
     return best[-1][1]
 
 
+@dataclass(frozen=True)
+class Tree:
+    """Rows laid out in one.
+
+    Attributes:
+        ids: (n,) tokens.
+        positions: (n,) of each token in the rows that it is of.
+        visible: (n, n) whether a token (row of the matrix) sees another (column).
+        paths: for each row the places of its tokens in ``ids``.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    visible: Tensor
+    paths: list[list[int]]
+
+
+def lay_out(rows: Sequence[Sequence[int]]) -> Tree:
+    """The tree of rows that are sorted by their tokens; each has at least one."""
+    ids: list[int] = []
+    positions: list[int] = []
+    paths: list[list[int]] = []
+    for number, row in enumerate(rows):
+        known = _shared(rows[number - 1], row) if number else 0
+        new = range(len(ids), len(ids) + len(row) - known)
+        paths.append([*(paths[-1][:known] if number else []), *new])
+        ids += row[known:]
+        positions += range(known, len(row))
+    visible = torch.zeros(len(ids), len(ids), dtype=torch.bool)
+    for path in paths:
+        place = torch.tensor(path)
+        visible[place[:, None], place] |= torch.ones(len(path), len(path), dtype=torch.bool).tril()
+    return Tree(torch.tensor(ids), torch.tensor(positions), visible, paths)
+
+
 class SharingMixin:
-    """Runs each micro-batch in the groups of ``group_rows``."""
+    """Runs each micro-batch in the trees of ``pack_rows``."""
 
     def compute_loss(
         self,
@@ -99,70 +112,69 @@ class SharingMixin:
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The same loss as the parent's, in training; elsewhere the parent's itself."""
-        lengths = inputs["attention_mask"].sum(dim=1).tolist()
-        if not model.training or return_outputs or num_items_in_batch is None or len(lengths) < 2:
+        if not model.training or return_outputs or num_items_in_batch is None:
             return super().compute_loss(  # type: ignore[misc]
                 model, inputs, return_outputs, num_items_in_batch
             )
-        rows = [
-            row[:length] for row, length in zip(inputs["input_ids"].tolist(), lengths, strict=True)
-        ]
-        learnt = inputs["labels"][:, 1:].ne(IGNORE)
-        # The place from which the first learnt token is predicted; a row without any gives all.
-        first = torch.where(learnt.any(1), learnt.int().argmax(1), len(learnt[0])).tolist()
-        parts = []
-        for group in group_rows(rows, first):
-            width = max(len(rows[index]) for index in group.rows)
-            parts.append(grouped_loss(model, inputs, group, width, num_items_in_batch))
-        return torch.stack(parts).sum()
+        return shared_loss(model, inputs, num_items_in_batch)
 
 
-def grouped_loss(
-    model: Any, inputs: dict[str, Tensor], group: Group, width: int, items: Tensor | int
-) -> Tensor:
-    """The loss of the rows of one group, divided by ``items``.
+def shared_loss(model: Any, inputs: dict[str, Tensor], items: Tensor | int) -> Tensor:
+    """The loss of a batch, divided by ``items``.
+
+    A row is run up to the last place from which a token is learnt: what follows changes nothing.
 
     Args:
-        model: a causal model of transformers, or PEFT around one.
-        inputs: ``input_ids``, ``attention_mask`` and ``labels`` of the batch, padded on the right.
-        group: of ``group_rows``.
-        width: tokens of the longest of its rows.
+        model: a causal model of transformers that ``can_share``, or PEFT around one.
+        inputs: ``input_ids`` and ``labels`` of the batch, padded on the right.
         items: learnt tokens of the whole step.
     """
-    at, start = group.rows, group.prefix
-    ids, mask, labels = (
-        inputs[key][at, :width] for key in ("input_ids", "attention_mask", "labels")
-    )
-    told = {key: value.to(ids.device) for key, value in labelled_positions(labels.cpu()).items()}
-    if not start:
-        loss = model(
-            input_ids=ids, attention_mask=mask, labels=labels, num_items_in_batch=items, **told
-        ).loss
-        return loss  # type: ignore[no-any-return]
-    named = cache_name(model)
-    cache = getattr(model(input_ids=ids[:1, :start], use_cache=True, logits_to_keep=1), named)
-    cache.batch_repeat_interleave(len(at))
-    told["logits_to_keep"] = (told["logits_to_keep"] - start).clamp(min=0)
+    rows, learnt = [], []
+    for ids, labels in zip(inputs["input_ids"].tolist(), inputs["labels"].tolist(), strict=True):
+        told = [(at - 1, label) for at, label in enumerate(labels) if at and label != IGNORE]
+        if told:
+            rows.append(ids[: told[-1][0] + 1])
+            learnt.append(told)
+    if not rows:  # a loss of 0 that has its gradients all the same
+        rows, learnt = [inputs["input_ids"][0, :1].tolist()], [[(0, IGNORE)]]
+    packs = pack_rows(rows, model.config.get_text_config().hidden_size)
+    parts = [
+        _tree_loss(model, lay_out([rows[i] for i in pack]), [learnt[i] for i in pack], items)
+        for pack in packs
+    ]
+    return torch.stack(parts).sum()
+
+
+def _tree_loss(
+    model: Any, tree: Tree, learnt: Sequence[Sequence[tuple[int, int]]], items: Tensor | int
+) -> Tensor:
+    """The loss of one tree; ``learnt`` holds (place, label of the next token) for each row."""
+    device = model.device
+    pairs = [
+        (path[at], label)
+        for path, told in zip(tree.paths, learnt, strict=True)
+        for at, label in told
+    ]
+    kept, labels = (torch.tensor(part, device=device) for part in zip(*pairs, strict=True))
+    visible = tree.visible.to(device)
+    if bare_model(model).config.get_text_config()._attn_implementation != "sdpa":
+        least = torch.finfo(model.dtype).min  # an eager attention adds its mask
+        visible = torch.zeros_like(visible, dtype=model.dtype).masked_fill(~visible, least)
     loss = model(
-        input_ids=ids[:, start:],
-        attention_mask=mask,
-        labels=labels[:, start:],
+        input_ids=tree.ids[None].to(device),
+        attention_mask=visible[None, None],
+        position_ids=tree.positions[None].to(device),
+        labels=labels[None],
+        shift_labels=labels[None],
+        logits_to_keep=kept,
         num_items_in_batch=items,
-        **{named: cache},
-        **told,
+        use_cache=False,
     ).loss
     return loss  # type: ignore[no-any-return]
 
 
-def cache_name(model: Any) -> str:
-    """What the model calls the keys and values that it gives and takes; it changed in 5.x."""
-    bare = bare_model(model)
-    known = inspect.signature(bare.forward).parameters
-    return next((name for name in ("cache", "past_key_values") if name in known), "cache")
-
-
 def can_share(model: Any, longest: int) -> bool:
-    """Whether rows of ``model`` can go on from a shared beginning, exactly; tried, not assumed.
+    """Whether ``model`` computes the same from a tree of rows; tried, not assumed.
 
     Args:
         model: one that ``takes_labelled_positions``; its mode and gradients are left as they were.
@@ -173,25 +185,29 @@ def can_share(model: Any, longest: int) -> bool:
     window = getattr(text, "sliding_window", None)
     if window is not None and window < longest:
         return False
+    if text._attn_implementation not in {"sdpa", "eager"}:  # others take no such mask
+        return False
     device = next(bare.parameters()).device
     count = bare.get_input_embeddings().num_embeddings
-    ids = torch.arange(1, 9, device=device).repeat(2, 1) % count
+    ids = torch.arange(1, 10, device=device).repeat(3, 1) % count
     ids[1, 6:] = (ids[1, 6:] + 3) % count
-    inputs = {
-        "input_ids": ids,
-        "attention_mask": torch.ones_like(ids),
-        "labels": torch.where(torch.arange(8, device=device) < 6, IGNORE, ids),
-    }
+    ids[2, 2:] = (ids[2, 2:] + 5) % count
+    labels = torch.where(torch.arange(9, device=device) < 5, IGNORE, ids)
     trained = [p for p in model.parameters() if p.requires_grad]
     training = model.training
     model.eval()
     try:
         found = []
-        for prefix in (0, 5):
-            loss = grouped_loss(model, inputs, Group([0, 1], prefix), 8, 4)
-            grads = torch.autograd.grad(loss, trained, allow_unused=True)
+        for loss in (
+            lambda: (
+                model(input_ids=ids, labels=labels, num_items_in_batch=12, use_cache=False).loss
+            ),
+            lambda: shared_loss(model, {"input_ids": ids, "labels": labels}, 12),
+        ):
+            value = loss()
+            grads = torch.autograd.grad(value, trained, allow_unused=True)
             norms = [g.float().norm() for g in grads if g is not None]
-            found.append(torch.stack([loss.detach().float(), *norms]))
+            found.append(torch.stack([value.detach().float(), *norms]))
     except (AttributeError, TypeError, ValueError, RuntimeError) as error:
         logger.info("rows that begin alike are run in full: %s", error)
         return False
@@ -209,6 +225,6 @@ def attach_sharing(trainer: T) -> T:
     Args:
         trainer: of a causal model that ``can_share``, whose batches come from our ``Collator``.
     """
-    check_trainer(trainer, "call grouped_loss for each group of group_rows.")
+    check_trainer(trainer, "call shared_loss on each batch.")
     put_in_front(trainer, SharingMixin, "Sharing")
     return trainer

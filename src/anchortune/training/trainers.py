@@ -83,8 +83,8 @@ def _sft_trainer(plan: Plan, model: Any, options: dict[str, Any]) -> Any:
         attach_sharing(trainer)
     elif plan.config.machine.share_prefixes is True:
         logger.warning(
-            "machine.share_prefixes is left out: gradient checkpointing, several processes, a "
-            "defence's own loss or this model's attention do not go with it"
+            "machine.share_prefixes is left out: several processes, a defence's own loss or this "
+            "model's attention do not go with it"
         )
     return trainer
 
@@ -95,8 +95,7 @@ def _shares(plan: Plan, model: Any, processes: int) -> bool:
     wanted = machine.share_prefixes
     if wanted == "auto":
         wanted = plan.numbers.device.type == "cpu" and (lora is None or lora.dropout == 0.0)
-    # Checkpointing keeps no cache; DDP wants one forward pass before each backward pass.
-    if not wanted or machine.gradient_checkpointing or processes > 1:
+    if not wanted or processes > 1:  # DDP wants one forward pass before each backward pass
         return False
     return can_share(model, plan.data.max_length)
 
