@@ -81,7 +81,7 @@ def test_names_are_text_and_not_markup() -> None:
     assert "accuracy, [red]a|b[/red]*␛[31m<i>" in text
     assert "m[x]" in text
     last = results_markdown(found).splitlines()[-1]
-    assert last.startswith("| accuracy, [red]a\\|b[/red]\\*␛[31m&lt;i> | 2 |")
+    assert last.startswith("| accuracy, \\[red\\]a\\|b\\[/red\\]\\*␛\\[31m&lt;i> | 2 |")
 
 
 def test_markdown_has_a_difference_beside_every_model() -> None:

@@ -68,7 +68,7 @@ def environment() -> Environment:
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
         # Names and texts of strangers; what a macro made is markup already.
-        finalize=lambda value: shown(value) if type(value) is str else value,
+        finalize=lambda value: shown(_whole(value)) if type(value) is str else value,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -77,9 +77,13 @@ def environment() -> Environment:
     return found
 
 
+def _whole(text: str) -> str:
+    """Without lone surrogates, which fit no file."""
+    return text.encode("utf-8", errors="replace").decode()
+
+
 def _render(context: dict[str, Any]) -> str:
-    html = environment().get_template("page.html.j2").render(**context)
-    return html.encode("utf-8", errors="replace").decode()  # a lone surrogate fits no file
+    return _whole(environment().get_template("page.html.j2").render(**context))
 
 
 def _context(
