@@ -81,8 +81,9 @@ class Pull:
 
 
 def _size(gradients: Sequence[Tensor]) -> Tensor:
-    """The Euclidean norm of all of them together, in float64 of float32's parts; of shards too."""
+    """The Euclidean norm of all of them together; of shards, over every process."""
     total: Any = torch.nn.utils.get_total_norm(list(gradients))
     if hasattr(total, "full_tensor"):
         total = total.full_tensor()
-    return total.detach().double()
+    found: Tensor = total.detach().double()
+    return found

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
+from anchortune.anchor.binding import clean_name
 from anchortune.errors import TrainingError
 from anchortune.training.health import Finding, Health, Seen
 from anchortune.training.mixins import check_trainer, put_in_front
@@ -355,16 +356,13 @@ def _not_finite(tensors: Mapping[str, Tensor]) -> str | None:
     """The name of the first that holds what is no number."""
     for name, tensor in tensors.items():
         if not all(map(math.isfinite, _largest([tensor]))):
-            return name
+            return clean_name(name)
     return None
 
 
 def _vocabulary(model: Any) -> int | None:
-    config = getattr(model, "config", None)
-    if not hasattr(config, "get_text_config"):
-        return None
-    words: int | None = getattr(config.get_text_config(), "vocab_size", None)
-    return words
+    text = getattr(getattr(model, "config", None), "get_text_config", None)
+    return None if text is None else getattr(text(), "vocab_size", None)
 
 
 def _anywhere(trainer: Any, flag: bool) -> bool:
