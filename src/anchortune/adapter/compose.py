@@ -14,11 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anchortune.checkpoints.adapter_config import ADAPTER_CONFIG as CONFIG
-from anchortune.checkpoints.adapter_config import read_adapter_config, scale_of
+from anchortune.checkpoints.adapter_config import (
+    ADAPTER_CONFIG,
+    read_adapter_config,
+    scale_of,
+)
 from anchortune.checkpoints.tensor_file import read_header
 from anchortune.errors import CheckpointError
 
+CONFIG = ADAPTER_CONFIG
 WEIGHTS = "adapter_model.safetensors"
 
 #: Module -> (A, s·B), in float32.
@@ -205,6 +209,8 @@ def plain_factors(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> Fac
         if match is None or a.ndim != 2:
             raise CheckpointError(f"it holds {name}, which is no plain LoRA matrix")
         if match[2] == "B":
+            if name.replace(".lora_B.", ".lora_A.") not in state:
+                raise CheckpointError(f"it holds {name} without its lora_A")
             continue
         b = state.get(name.replace(".lora_A.", ".lora_B."))
         if b is None:
@@ -213,7 +219,7 @@ def plain_factors(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> Fac
         if module in found or b.ndim != 2 or b.shape[1] != a.shape[0]:
             raise CheckpointError(f"it holds {name}, which does not fit its lora_B")
         if not all(part.is_floating_point() and bool(part.isfinite().all()) for part in (a, b)):
-            raise CheckpointError(f"it holds {name}, or its lora_B, with what is no finite number")
+            raise CheckpointError(f"it holds {name}, or its lora_B, with NaN or Inf")
         found[module] = (a.float(), b.float() * scale_of(config, module, a.shape[0]))
     if not found:
         raise CheckpointError("it holds no lora_A and lora_B")
