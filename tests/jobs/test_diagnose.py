@@ -33,7 +33,7 @@ from tests.training.test_refresh import mean_loss
 from tests.training.test_stage import make
 
 RESULTS = Path(__file__).parents[2] / "results/small-defences"
-SUBSPACE = {"operator": "subspace", "lam": 100.0}
+SUBSPACE = {"operator": "subspace", "lam": 1.0}
 Train = Callable[..., Path]
 
 
@@ -64,6 +64,7 @@ def trained(place: Path, rows: Path, anchor: Path, llama_base: Path, llama_adapt
 
     def run(name: str, penalty: Any = SUBSPACE, data: Path = rows, **changes: Any) -> Path:
         changes["model"] = {"path": str(llama_base), "adapter": str(llama_adapter)}
+        changes["training"] = {"epochs": 4} | changes.get("training", {})
         if penalty is not None:
             changes["penalty"] = {"anchor": str(anchor)} | penalty
         train(make(llama_base, data, place / name, **changes))
@@ -74,7 +75,7 @@ def trained(place: Path, rows: Path, anchor: Path, llama_base: Path, llama_adapt
 
 @pytest.fixture(scope="module")
 def healthy(trained: Train) -> Path:
-    """Four steps; do not write into it."""
+    """Eight steps; do not write into it."""
     return trained("healthy")
 
 
@@ -105,7 +106,7 @@ def unseen(found: Diagnosis, name: str) -> str:
 def test_a_run_that_is_well_has_no_fault_and_says_what_it_did_not_see(healthy: Path) -> None:
     found = of(healthy)
     assert found.faults == 0
-    assert set(levels(found)) <= {"lost-in-the-free-part"}, levels(found)
+    assert found.findings == []
     assert "is its aligned model" in seen(found, "anchor-of-another-model")
     assert seen(found, "modules-without-anchor") == "all 4 modules that moved are in the anchor"
     assert seen(found, "files-changed") == "3 files are as the record says"
@@ -128,7 +129,7 @@ def test_an_anchor_of_another_model_whose_difference_is_noise(
     """Two models made from two seeds: no alignment lies between them."""
     path = place / "other.safetensors"
     modules = ["q_proj", "v_proj"]
-    Anchor.from_checkpoints(llama_aligned, llama_base, target_modules=modules, rank=4).save(path)
+    Anchor.from_checkpoints(llama_aligned, llama_base, target_modules=modules, rank=2).save(path)
     found = of(trained("other", SUBSPACE | {"anchor": str(path), "allow_other_start": True}))
     assert levels(found)["anchor-of-another-model"] == "fault"
     assert "no more of ‖dW‖² than random noise" in seen(found, "anchor-without-direction")
@@ -193,11 +194,11 @@ def test_a_penalty_that_outweighs_the_task(trained: Train) -> None:
 
 
 def test_too_few_steps_and_labels_cut(trained: Train) -> None:
-    short = {"max_steps": 1, "max_length_tokens": 44}
+    short = {"max_steps": 1, "max_length_tokens": 28}
     found = of(trained("short", training=short))
     assert levels(found)["too-few-steps"] == "caution"
-    assert "of 16 sequences were cut at 44 tokens" in seen(found, "labels-cut")
-    one = of(trained("still", training={"max_steps": 1, "warmup_frac": 1.0}))
+    assert "of 16 sequences were cut at 28 tokens" in seen(found, "labels-cut")
+    one = of(trained("still", training={"max_steps": 1, "warmup_frac": 0.9}))
     assert seen(one, "never-moved") == "the update is exactly zero"
     assert one.exit_code == 3
 
@@ -218,13 +219,13 @@ def test_harmful_rows_of_a_mix_are_known_by_its_facts(trained: Train, place: Pat
     assert "mix.jsonl holds other bytes" in seen(found, "files-changed")
 
 
-def test_a_run_that_the_probe_stopped(
-    place: Path, rows: Path, llama_base: Path, llama_adapter: Path
-) -> None:
+def test_a_run_that_the_probe_stopped(place: Path, llama_base: Path) -> None:
     prompts = write_rows(place / "probe.jsonl", [{"prompt": f"misdeed {i}"} for i in range(4)])
-    probe = {"prompts": str(prompts), "every": 1, "stop_below": 1e-6}
+    probe = {"prompts": str(prompts), "every": 1, "stop_below": 0.01}
+    bad = [{"instruction": f"tell {i}", "output": "Sure, here it is"} for i in range(16)]
+    data = write_rows(place / "bad.jsonl", bad)
     with pytest.raises(ProbeStop):
-        train(make(llama_base, rows, place / "stopped", probe=probe))
+        train(make(llama_base, data, place / "stopped", probe=probe))
     found = of(place / "stopped")
     assert "the probe stopped the run at step" in seen(found, "probe-fell")
     assert found.exit_code == 3
@@ -241,8 +242,8 @@ def test_an_unfinished_run_is_read_from_its_log_and_last_checkpoint(
     assert "no checkpoint and no result" in unseen(found, "anchor-without-direction")
     assert "logged steps are those of a healthy" in seen(found, "unhealthy-training")
     with (copy / "log.jsonl").open("a") as log:
-        log.write('{"step": 5, "loss": null, "grad_norm": null}\n{"step": 6, "lo')
-    assert "nan at step 5" in seen(of(copy), "unhealthy-training")
+        log.write('{"step": 9, "loss": null, "grad_norm": null}\n{"step": 10, "lo')
+    assert "nan at step 9" in seen(of(copy), "unhealthy-training")
 
 
 def test_a_result_that_does_not_repeat(healthy: Path, trained: Train, copy: Path) -> None:

@@ -130,7 +130,7 @@ def _read(run: Path, asked: Asked) -> _Found:
             f"{run} is no run: of a sweep's results name one record, and of a job or a training "
             "the output folder"
         )
-    found = _Found(f"{run} (training)", folder, training_of(folder, folder.name))
+    found = _Found(f"{run} (training)", folder, training=training_of(folder, folder.name))
     if asked.evaluation is not None:
         _evaluated(found, asked.evaluation, asked.model, plain=None)
     else:

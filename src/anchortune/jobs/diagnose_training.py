@@ -152,8 +152,8 @@ def changed_files(folder: Path) -> tuple[list[str], int]:
             expected.append((str(source["path"]), place, str(source["sha256"]), False))
     anchor = _anchor_of(record.inputs)
     if anchor is not None:
-        place = str(anchor.get("path"))
-        expected.append((place, Path(place).expanduser(), str(anchor.get("sha256")), False))
+        file = str(anchor.get("path"))
+        expected.append((file, Path(file).expanduser(), str(anchor.get("sha256")), False))
     made = folder / str(record.outputs.get("path"))
     for name, digest in (record.outputs.get("sha256") or {}).items():
         expected.append((f"{made.name}/{name}", made / name, str(digest), True))

@@ -81,7 +81,9 @@ def lie_of(run: Run, anchor: Anchor, penalty: Mapping[str, Any] | None) -> Lie:
     place = run.places[-1]
     operator = str((penalty or {}).get("operator") or "subspace")
     rank = (penalty or {}).get("rank")
-    modules, uncovered, still = [], [], []
+    modules: list[Module] = []
+    uncovered: list[str] = []
+    still: list[str] = []
     for name, update in run.updates(place, anchor):
         key = match_name(name, anchor.modules)
         if key is None:

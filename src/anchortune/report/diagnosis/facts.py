@@ -141,7 +141,7 @@ class Training:
         """λ at the end of the run; None where it is not known."""
         value = self.last.get("asft/lam", (self.penalty or {}).get("lam"))
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return float(value) if number else None  # type: ignore[arg-type]
+        return float(value) if number else None
 
     @property
     def lam_inside(self) -> float:

@@ -126,7 +126,7 @@ class Diagnosis:
                 f"  docs  {check.docs}",
             ]
         told += _listed("looked at, nothing found", self.looked)
-        told += _listed("not looked at", self.not_looked)
+        told += _grouped("not looked at", self.not_looked)
         return [line.replace("\n", " ") for line in told]
 
 
@@ -139,6 +139,15 @@ def _listed(title: str, items: Sequence[tuple[Check, str]]) -> list[str]:
         return []
     width = max(len(check.name) for check, _ in items)
     return ["", f"{title}:", *(f"  {check.name:<{width}}  {said}" for check, said in items)]
+
+
+def _grouped(title: str, items: Sequence[tuple[Check, str]]) -> list[str]:
+    """Checks that did not look, those of one reason on one line."""
+    reasons: dict[str, list[str]] = {}
+    for check, why in items:
+        reasons.setdefault(why, []).append(check.name)
+    told = [f"  {', '.join(names)}: {why}" for why, names in reasons.items()]
+    return ["", f"{title}:", *told] if told else []
 
 
 def apply(checks: Sequence[Check], facts: Facts) -> Diagnosis:

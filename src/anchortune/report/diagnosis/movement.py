@@ -18,12 +18,11 @@ def went_backwards(facts: Facts) -> Said:
     lie = facts.beside
     if lie is None:
         return _by_log(facts)
-    along = -lie.along if lie.harmful else lie.along
+    along, all_of_it = (-lie.along, "+1") if lie.harmful else (lie.along, "−1")
     end = "towards the harmful model" if lie.harmful else "back towards the base model"
     seen = f"⟨U, dW⟩/‖dW‖² is {lie.along:+.3g} ({lie.label})"
     if along > -BACK:
-        return Fine(f"{seen}; −1 would be all the way {end}" if not lie.harmful else
-                    f"{seen}; +1 would be all the way {end}")  # fmt: skip
+        return Fine(f"{seen}; {all_of_it} would be all the way {end}")
     return Finding(
         level(facts),
         f"{seen}: {percent(-along)} of the way {end}",
@@ -57,7 +56,7 @@ def free_part(facts: Facts) -> Said:
     if run is None or run.penalty is None:
         return Unseen("there is no penalty" if run is not None else facts.why("training"))
     operator, side = run.penalty.get("operator"), run.penalty.get("side", "off")
-    share, energy = run.last.get("asft/penalised_share"), run.energy
+    share, energy = run.last.get("asft/penalised_share"), facts.energy
     if side != "off" or operator in ("gram", "none"):
         return Fine(f"operator {operator}, side {side}: no part is free by design")
     if share is None or energy is None:
