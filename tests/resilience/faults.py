@@ -87,13 +87,11 @@ class _Acts:
             return act()
         if mine and self.fault.how == "before":
             die()
-        if mine and self.fault.how == "torn":
-            (half or act)()
-            die()
-        result = act()
-        if mine:
-            die()
-        return result
+        try:
+            return half() if mine and self.fault.how == "torn" and half is not None else act()
+        finally:  # one that fails has been tried, too
+            if mine:
+                die()
 
 
 class _Raw(io.FileIO):
@@ -136,11 +134,20 @@ def _counted(acts: _Acts, name: str, *, needs: bool = False) -> Callable[..., An
     real = getattr(os, name)
 
     def counted(path: Any, *rest: Any, **named: Any) -> Any:
-        if not acts.watches(path, named.get("dir_fd")):
+        there = name == "mkdir"  # what does nothing is no act: a folder that is there is made
+        if not acts.watches(path, named.get("dir_fd")) or there == _exists(path, **named):
             return real(path, *rest, **named)
         return acts.do(lambda: real(path, *rest, **named), needs=needs)
 
     return counted
+
+
+def _exists(path: Any, dir_fd: int | None = None, **_: Any) -> bool:
+    try:
+        os.stat(path, dir_fd=dir_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _cut(path: Path) -> None:

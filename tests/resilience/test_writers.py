@@ -103,7 +103,7 @@ def problems(found: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
 def test_a_killed_writer_leaves_the_old_or_the_new(tmp_path: Path) -> None:
     found = checked(list(WRITERS), tmp_path, SAMPLE)
     assert problems(found) == {}
-    assert all(one["ended"] == one["tried"] == SAMPLE for one in found.values())
+    assert all(one["ended"] == one["tried"] for one in found.values())
 
 
 @pytest.mark.slow

@@ -76,7 +76,8 @@ def _save_anchor(place: Path, seed: int) -> None:
 def _adapter(place: Path, seed: int) -> None:
     torch.manual_seed(seed)
     with atomic_directory(place / "adapter") as folder:
-        write_adapter(folder, {"a.lora_A.weight": torch.randn(4, 16)}, {"r": 4, "seed": seed})
+        tensors = {"a.lora_A.weight": torch.randn(4, 16), "a.lora_B.weight": torch.randn(9, 4)}
+        write_adapter(folder, tensors, {"peft_type": "LORA", "r": 4, "lora_alpha": 8 * seed})
 
 
 def _read_adapter(place: Path) -> Any:
