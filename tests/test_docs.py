@@ -34,11 +34,13 @@ def hook() -> ModuleType:
 
 def test_every_operator_and_log_key_is_explained() -> None:
     from anchortune.maths.operators import OPERATORS
-    from anchortune.training import seam
+    from anchortune.training import pull, seam
 
     method = page("method")
     assert all(f"| `{operator}` |" in method for operator in OPERATORS)
-    keys = set(re.findall(r'"(asft/\w+)"', inspect.getsource(seam)))
+    keys = set(
+        re.findall(r'"(asft/\w+)"', inspect.getsource(seam) + inspect.getsource(pull.Pull.logs))
+    )
     assert len(keys) >= 7
     assert keys == set(re.findall(r"`(asft/\w+)`", method))
 
