@@ -205,7 +205,8 @@ def make_run(folder: Path, data: str) -> Path:
     record = Record(
         kind="train", created="2026-01-01T00:00:00+00:00", config={"data": [{"path": data}]},
         seed=0, inputs={"anchor": {"rank": 8, "modules": 4}}, outputs={}, numbers={}, timings={},
-        metrics={}, versions={}, platform={},
+        metrics={"health": [{"kind": "flat", "step": 9, "told": "it is flat.", "stops": False}]},
+        versions={}, platform={},
     )  # fmt: skip
     write_record(folder, record)
     return folder
@@ -232,6 +233,7 @@ def test_the_run_that_made_a_model_gives_curves_and_anchor(
     }
     assert found.anchors == {"tuned": {"rank": 8, "modules": 4}}
     assert "cakes: 1 of 6 prompts are in the data that tuned was trained on" in found.warnings
+    assert "the training of tuned: it is flat" in found.warnings
 
 
 def test_answers_that_are_missing_are_told_before_any_work(
