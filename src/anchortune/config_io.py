@@ -19,7 +19,7 @@ from anchortune.errors import ConfigError
 Config = TypeVar("Config", bound=BaseModel)
 _POSITION = re.compile(r"[0-9]{1,9}")
 _MOST_BYTES = 1 << 20
-_MOST_VALUES = 100_000
+_MOST_VALUES = 20_000
 """What a config may come to with its aliases written out: ten lines of them can make a billion."""
 _NAMES: dict[Any, str] = {
     int: "a whole number",
@@ -37,7 +37,9 @@ class _Loader(yaml.SafeLoader):
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
-            if isinstance(key, typing.Hashable) and key in seen:
+            if not isinstance(key, typing.Hashable):
+                continue  # which the parent refuses
+            if key in seen:
                 line = key_node.start_mark.line + 1
                 raise ConfigError(f"line {line}: the key '{key}' is given twice; remove one.")
             seen.add(key)

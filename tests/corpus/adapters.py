@@ -139,7 +139,7 @@ WEIGHTS: list[tuple[str, Callable[[Path], Path], str]] = [
     ),
     ("NaN", _data(float("nan")), "NaN or Inf"),
     ("infinity", _data(float("inf")), "NaN or Inf"),
-    ("integers", _integers, "not a float|no finite number"),
+    ("integers", _integers, "not a float|NaN or Inf"),
     ("pickled weights alone", _pickled, "pickle"),
     ("no weights", _weightless, "no adapter_model.safetensors"),
     ("cut short", _content(lambda whole: whole[:-5]), "whole safetensors file"),

@@ -107,7 +107,7 @@ METADATA: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
     ("a norm of NaN", _module(norm=float("nan")), BROKEN),
     ("a norm of infinity", _module(norm=float("inf")), BROKEN),
     ("a norm below its singular values", _module(norm=1e-9), "more energy than the stated norm"),
-    ("a norm that no float squares", _module(norm=1e300), "cannot be squared"),
+    ("a norm that no float squares", _module(norm=1e300), BROKEN),
     ("a negative tail", _module(tail=-1), BROKEN),
     ("a share above 1", _module(kept_energy_frac=1.5), BROKEN),
     ("a cosine of 0", _module(direction_cosine=0), BROKEN),
@@ -182,7 +182,7 @@ TENSORS: list[tuple[str, Callable[[Parts], Parts], str]] = [
     ("vectors that are not orthonormal", _put_floats("left", 7.0), "not orthonormal"),
     ("vectors whose products overflow", _put_floats("right", 3e38, -3e38), "not orthonormal"),
     ("integers", _entry("left", dtype="I32"), "is I32"),
-    ("a vector turned round", _entry("sigma", shape=[2, 1]), "expected F32"),
+    ("a vector turned round", _entry("sigma", shape=[4, 1]), "expected F32"),
     ("a rank of gigabytes", _bomb, "claims rank 100000"),
 ]
 

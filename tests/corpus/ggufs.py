@@ -157,6 +157,6 @@ def cases() -> list[Case]:
     few = [row for row in FILES if row[0] in ("a list of 2^60 bytes", "2^60 keys", "cut to 5/12")]
     return [
         *(_case(*row) for row in FILES),
-        *(_as_model(*row) for row in few),
+        *(_as_model(name, content, f"{says}|cannot be loaded") for name, content, says in few),
         _as_model("without a tokenizer", GOOD, "cannot be loaded"),
     ]

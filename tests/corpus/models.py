@@ -82,29 +82,29 @@ MODELS: list[tuple[str, Callable[[Path], object], str]] = [
     (
         "a config that is no JSON",
         _file("config.json", "{"),
-        "config.json (cannot be read|holds no JSON)",
+        "bad: cannot be loaded",
     ),
     (
         "a config that is a list",
         _file("config.json", "[]"),
-        "config.json (cannot be read|holds no JSON)",
+        "bad: cannot be loaded",
     ),
     (
         "a config of lists in lists",
         _file("config.json", deep()),
-        "config.json (cannot be read|holds no JSON)",
+        "bad: cannot be loaded",
     ),
     (
         "a config in UTF-16",
         _file("config.json", "{}".encode("utf-16")),
-        "config.json (cannot be read|holds no JSON)",
+        "bad: cannot be loaded",
     ),
     ("a config without a kind", _file("config.json", "{}"), "bad: cannot be loaded"),
     ("an unknown kind", _config(model_type="magic"), "bad: cannot be loaded"),
     ("a kind that is a list", _config(model_type=["llama"]), "bad: cannot be loaded"),
     ("a kind that is no language model", _config(model_type="vit"), "bad: cannot be loaded"),
     ("a width in words", _config(hidden_size="wide"), "bad: cannot be loaded"),
-    ("a width of 0", _config(hidden_size=0), "bad: cannot be loaded"),
+    ("a width of 0", _config(hidden_size=0), "by its config.json|cannot be loaded"),
     ("a negative width", _config(hidden_size=-32), "bad: cannot be loaded"),
     ("heads that do not divide", _config(num_attention_heads=5, head_dim=None), "bad: "),
     ("a billion layers", _config(num_hidden_layers=10**9), "claims 1000000000 num_hidden_layers"),
@@ -146,8 +146,7 @@ MODELS: list[tuple[str, Callable[[Path], object], str]] = [
     ("a template that imports", _template("{% import 'os' as os %}{{ os }}"), REFUSES),
     ("a template that reads a file", _template("{% include '/etc/passwd' %}"), REFUSES),
     ("a template that changes messages", _template("{{ messages.append(1) }}"), REFUSES),
-    ("a template that says nothing", _template(""), "no answer|answer token|head|cannot be used"),
-    ("a template without the answer", _template("hello"), "answer|cannot be used"),
+    ("a template without the answer", _template("hello"), "leaves the answer out"),
 ]
 
 
@@ -181,9 +180,9 @@ ADAPTERS: list[tuple[str, Callable[[Path, World], Path], str]] = [
     (
         "no tensors",
         _copied(_file("adapter_model.safetensors", safetensors({}, b""))),
-        "does not|lacks|fit",
+        "so it does nothing",
     ),
-    ("of another model", lambda f, w: adapter(f), "does not|fit|shape|other"),
+    ("of another model", lambda f, w: adapter(f), "trained on"),
 ]
 
 

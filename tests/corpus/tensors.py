@@ -140,7 +140,11 @@ NUMBERS: list[tuple[str, bytes, str]] = [
     ("NaN", safetensors(GOOD, _numbers(float("nan"))), "holds NaN or Inf"),
     ("infinity", safetensors(GOOD, _numbers(float("inf"))), "holds NaN or Inf"),
     ("minus infinity", safetensors(GOOD, _numbers(float("-inf"))), "holds NaN or Inf"),
-    ("numbers too large to square", safetensors(GOOD, struct.pack("<f", 3e38) * 256), "overflow"),
+    (
+        "numbers too large to square",
+        safetensors(GOOD, struct.pack("<f", 3e38) * 256),
+        "overflow|broken file",
+    ),
     ("the base itself", safetensors(*weights(2)), "identical weights"),
     ("other shapes", _shaped(_all([4, 8])), "different sizes"),
     ("shapes turned round", _shaped(_all([16, 4])), "different sizes"),

@@ -88,6 +88,7 @@ def test_good_things_pass(world: World, tmp_path: Path, monkeypatch: pytest.Monk
             world.anchor,
             "-o",
             "mended",
+            "--allow-other-start",
         ],
         good,
         models.trained(tmp_path, world.model, adapter=f", adapter: {world.model_adapter}"),

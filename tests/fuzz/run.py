@@ -63,7 +63,8 @@ def main() -> int:
         done = subprocess.run(words, capture_output=True, text=True, check=False, errors="replace")
         runs = re.search(r"number_of_executed_units:\s+(\d+)", done.stderr)
         found += done.returncode != 0
-        told = "nothing found" if done.returncode == 0 else done.stderr[-3000:]
+        why = f"exit code {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        told = "nothing found" if done.returncode == 0 else why
         sys.stdout.write(f"{name}: {runs[1] if runs else '?'} executions, {told}\n")
         sys.stdout.flush()
     return int(found > 0)

@@ -49,6 +49,42 @@ def check_adapter(adapter: str | Path) -> tuple[Path, str | None]:
     return folder, commit
 
 
+def check_fit(skeleton: Any, adapter: str | Path) -> None:
+    """Checks, from the header of an adapter's weights, that it changes layers of this model.
+
+    Args:
+        skeleton: the model; its weights are not looked at.
+        adapter: a PEFT folder or Hub id.
+
+    Raises:
+        CheckpointError: it changes layers that the model has not or of another shape, or none.
+    """
+    folder, _ = check_adapter(adapter)
+    found = 0
+    for key, info in read_header(folder / WEIGHTS)[0].items():
+        module, mark, rest = key.partition(".lora_")
+        if not mark or rest not in {"A.weight", "B.weight"}:
+            continue
+        found += 1
+        name = module.removeprefix("base_model.model.")
+        try:
+            layer = skeleton.get_submodule(name)
+        except AttributeError:
+            raise CheckpointError(
+                f"adapter {adapter} changes {name}, which the model has not: it belongs on "
+                "the model that it was trained on"
+            ) from None
+        wide = getattr(layer, "in_features" if rest[0] == "A" else "out_features", None)
+        if wide is not None and info.shape[1 if rest[0] == "A" else 0 :][:1] != (wide,):
+            raise CheckpointError(
+                f"adapter {adapter}: {name} has {wide} features in the model and another "
+                f"number in the adapter ({list(info.shape)}): it belongs on the model that it was "
+                "trained on"
+            )
+    if not found and read_adapter_config(folder, str(adapter))["peft_type"] == "LORA":
+        raise CheckpointError(f"adapter {adapter} holds no lora_A and lora_B, so it does nothing")
+
+
 def _snapshot(name: str) -> Path:
     from huggingface_hub import snapshot_download
 

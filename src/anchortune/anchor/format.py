@@ -33,6 +33,8 @@ HARMFUL_VERSION = 2
 """Of an anchor that says how it was made from harmful data; all others stay in version 1."""
 _PARTS = ("left", "sigma", "right")
 _ORTHONORMAL = 1e-3
+_TOO_LARGE = 1e100
+"""Beyond any norm of weights, and small enough to be squared."""
 
 
 class _Frozen(BaseModel):
@@ -80,11 +82,11 @@ class ModuleInfo(_Frozen):
     transposed: bool = False
     aligned_dtype: str
     base_dtype: str
-    norm: float = Field(gt=0)
+    norm: float = Field(gt=0, lt=_TOO_LARGE)
     rank: int = Field(ge=1)
-    tail: float = Field(ge=0)
+    tail: float = Field(ge=0, lt=_TOO_LARGE)
     kept_energy_frac: float = Field(gt=0, le=1)
-    gram_error_bound: float = Field(ge=0)
+    gram_error_bound: float = Field(ge=0, lt=_TOO_LARGE)
     direction_cosine: float = Field(gt=0, le=1)
 
     @classmethod

@@ -64,7 +64,9 @@ class _Walk:
             dims = self._number("I")
             if dims > _MOST_DIMS:
                 raise ValueError(f"a tensor claims {dims} dimensions")
-            self._skip(8 * dims + 4 + 8)  # the dimensions, the type, the offset
+            self._skip(8 * dims + 4)  # the dimensions and the type
+            if (offset := self._number("Q")) > self._size:
+                raise ValueError(f"a tensor claims to lie at byte {offset}")
 
     def _skip_value(self, kind: int) -> None:
         if kind == _STRING:

@@ -100,7 +100,8 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
                 raise broken("its header is longer than the file")
             if length > _MAX_HEADER_BYTES:
                 raise broken(f"a header of {length} bytes describes no model")
-            header = json.loads(stream.read(length), object_pairs_hook=_no_duplicates)
+            text = stream.read(length).decode("utf-8")  # json would guess UTF-16 and others
+            header = json.loads(text, object_pairs_hook=_no_duplicates)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:

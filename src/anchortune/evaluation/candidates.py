@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from anchortune.adapter.merge import check_fit
 from anchortune.config import ModelSection
 from anchortune.errors import AnchortuneError, CheckpointError, EvaluationError
 from anchortune.evaluation.config import CandidateSection
@@ -115,39 +116,8 @@ def _local(candidate: Candidate) -> Candidate:
     )
     skeleton = load_skeleton(model)
     for adapter in section.adapter:
-        _check_fit(skeleton, adapter)
+        check_fit(skeleton, adapter)
     return replace(candidate, skeleton=skeleton, tokenizer=load_tokenizer(model))
-
-
-def _check_fit(skeleton: Any, adapter: str) -> None:
-    """Raises where an adapter changes layers that the model has not, or of another shape."""
-    from safetensors import safe_open
-
-    from anchortune.adapter.compose import WEIGHTS
-    from anchortune.adapter.merge import locate_adapter
-
-    folder, _ = locate_adapter(adapter)
-    with safe_open(folder / WEIGHTS, framework="pt") as tensors:
-        for key in tensors.keys():  # noqa: SIM118 - not a mapping
-            module, mark, rest = key.partition(".lora_")
-            if not mark or rest not in {"A.weight", "B.weight"}:
-                continue
-            name = module.removeprefix("base_model.model.")
-            try:
-                layer = skeleton.get_submodule(name)
-            except AttributeError:
-                raise CheckpointError(
-                    f"adapter {adapter} changes {name}, which the model has not: it belongs on "
-                    "the model that it was trained on"
-                ) from None
-            wide = getattr(layer, "in_features" if rest[0] == "A" else "out_features", None)
-            shape = tensors.get_slice(key).get_shape()
-            if wide is not None and shape[1 if rest[0] == "A" else 0] != wide:
-                raise CheckpointError(
-                    f"adapter {adapter}: {name} has {wide} features in the model and another "
-                    f"number in the adapter ({shape}): it belongs on the model that it was "
-                    "trained on"
-                )
 
 
 def _of_model(answers: Sequence[Answer], name: str, path: str) -> list[Answer]:

@@ -322,7 +322,7 @@ class _Reader:
         value = self._row.get(column)
         if value is None or value == "":
             return None
-        if isinstance(value, bool) or not str(value).isdecimal():
+        if isinstance(value, bool) or not str(value).isdecimal() or len(str(value)) > 18:
             raise self.wrong(column, "expected a whole number")
         return int(value)
 

@@ -19,19 +19,19 @@ from typing import Any
 import torch
 
 from anchortune.adapter.compose import CONFIG, WEIGHTS
-from anchortune.adapter.merge import check_adapter, merge_adapter
+from anchortune.adapter.merge import check_adapter, check_fit, merge_adapter
 from anchortune.checkpoints.gguf_header import check_header
-from anchortune.checkpoints.index import INDEX, SINGLE, folder_tensors, read_json
+from anchortune.checkpoints.index import INDEX, SINGLE, folder_tensors
 from anchortune.checkpoints.packaged import resolve
 from anchortune.config import LoraSection, MachineSection, ModelSection
 from anchortune.errors import CheckpointError, TrainingError
 from anchortune.files import is_temporary, sha256_file
 from anchortune.hardware import pick_device, pick_dtype
+from anchortune.models.checks import check_counts, check_shapes
 from anchortune.models.unpacked import clear_quantisation, quiet, unpacked, write_unpacked
 
 logger = logging.getLogger(__name__)
 
-_MOST_LAYERS = 10_000
 _WEIGHTS = ("*.safetensors", "*.gguf")
 
 
@@ -205,7 +205,7 @@ def load_config(section: ModelSection) -> Any:
     from transformers import AutoConfig
 
     place = _unpacked(locate(section))
-    _check_counts(section, Path(place.folder) / "config.json")
+    check_counts(section.path, Path(place.folder) / "config.json")
     options = {k: v for k, v in place.options.items() if k != "use_safetensors"}
     try:
         config = AutoConfig.from_pretrained(place.folder, **options)
@@ -220,32 +220,28 @@ def load_config(section: ModelSection) -> Any:
     return config
 
 
-def _check_counts(section: ModelSection, file: Path) -> None:
-    """Refuses a config whose layers or experts alone would fill the memory, weights or none."""
-    told = read_json(file) if file.is_file() else {}
-    for part in (told, *(value for value in told.values() if isinstance(value, dict))):
-        for key, value in part.items():
-            counts = key.startswith(("num_", "n_")) and ("layer" in key or "expert" in key)
-            if counts and isinstance(value, int | float) and value > _MOST_LAYERS:
-                raise CheckpointError(f"{section.path}: its config.json claims {value} {key}.")
-
-
 def load_skeleton(section: ModelSection) -> Any:
     """The model's architecture without its weights, on the meta device: free to plan with.
 
     Raises:
-        CheckpointError: the config cannot be read or names no causal language model.
+        CheckpointError: the config cannot be read or names no causal language model, or the
+            weights or the adapter are of other shapes.
     """
     from transformers import AutoModelForCausalLM
 
-    config = load_config(section)
+    config, place = load_config(section), locate(section)
     try:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(
+            skeleton = AutoModelForCausalLM.from_config(
                 config, trust_remote_code=section.trust_remote_code
             )
     except Exception as error:  # as above
         raise _refused(section, error) from None
+    if place.gguf is None and Path(place.folder).is_dir():
+        check_shapes(section.path, Path(place.folder), skeleton)
+    if section.adapter is not None:
+        check_fit(skeleton, section.adapter)
+    return skeleton
 
 
 def load_model(

@@ -113,6 +113,8 @@ class Template:
             labels[first:last] = ids[first:last]
         first, last = self._token_span(text, ids, *spans[-1])
         last = self._trim(ids, first, last)
+        if first >= last:
+            raise BadRow("the chat template leaves the answer out")
         if ids[last - 1] not in self._special:  # the template ends no answer: eos does
             ids = [*ids[:last], self.tokenizer.eos_token_id]
             labels = [*labels[:last], self.tokenizer.eos_token_id]
