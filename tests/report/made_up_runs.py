@@ -100,18 +100,19 @@ TRAINING = Training(
     versions={"torch": "2.13.0"},
     decides=SAME,
 )
+MEASURES = [
+    measure("harm", 20, 10, 400),
+    measure("refusal", 970, 980, 300),
+    measure("coherence", 990, 995, 990),
+    measure("accuracy", 800, 500, 805),
+    measure("over_refusal", 50, 60, 10),
+]
 HEALTHY = Facts(
     run="runs/job",
     training=TRAINING,
     plain=replace(TRAINING, name="sft", penalty=None, outputs={"adapter_model.safetensors": "c"},
                   last={}),
-    measures=[
-        measure("harm", 20, 10, 400),
-        measure("refusal", 970, 980, 300),
-        measure("coherence", 990, 995, 990),
-        measure("accuracy", 800, 500, 805),
-        measure("over_refusal", 50, 60, 10),
-    ],
+    measures=MEASURES,
     lie=Lie("step 40", [MODULE, replace(MODULE, name="model.layers.0.self_attn.v_proj")]),
     gradients=Gradients(32, 0.02, 0.2, 0.001, 0.125, 0.6, 0.01, 8),
     checked=3,
@@ -120,9 +121,9 @@ HEALTHY = Facts(
     decides={},
     other=("runs/theirs", SAME),
 )  # fmt: skip
-UNSAFE = replace(HEALTHY, measures=[measure("harm", 400, 10, 410), *HEALTHY.measures[1:]])
+UNSAFE = replace(HEALTHY, measures=[measure("harm", 400, 10, 410), *MEASURES[1:]])
 UNSKILLED = replace(
-    HEALTHY, measures=[HEALTHY.measures[0], measure("accuracy", 400, 500, 800)]
+    HEALTHY, measures=[MEASURES[0], measure("accuracy", 400, 500, 800)]
 )  # fmt: skip
 
 
@@ -193,7 +194,7 @@ SIGNATURES: dict[str, tuple[Facts, str, str, str]] = {
         replace(
             logged(UNSAFE, **{"asft/forwards_share": 0.01, "asft/backwards_share": 0.3}), lie=None
         ),
-        "went-backwards", "fault", "30.0 % along −dW, by the log",
+        "went-backwards", "fault", "30 % along −dW, by the log",
     ),
     "free-part": (
         logged(UNSAFE, **{"asft/penalised_share": 0.001}),

@@ -17,6 +17,7 @@ from anchortune.report.diagnosis.rules import CHECKS, diagnose
 from anchortune.report.diagnosis.safety import noise_share
 from tests.report.made_up_runs import (
     HEALTHY,
+    MEASURES,
     SIGNATURES,
     UNSAFE,
     gap,
@@ -95,6 +96,11 @@ def test_nothing_is_said_of_what_is_not_known() -> None:
         (replace(HEALTHY, other=None), {"differs-from-the-other"}),
         (replace(HEALTHY, checked=0), {"files-changed"}),
         (replace(HEALTHY, asked=None), {"other-weights-evaluated"}),
+        (replace(HEALTHY, warnings=None), {"evaluation-warns"}),
+        (
+            replace(HEALTHY, measures=[replace(one, indicative=None) for one in MEASURES]),
+            {"uncertain-judge"},
+        ),
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_is_not_looked_at(facts: Facts, names: set[str]) -> None:

@@ -38,6 +38,7 @@ from anchortune.record import RECORD_FILE, Record, versions
 from anchortune.report.diagnosis.facts import Facts, Measured, Training
 from anchortune.report.load import read_evaluation
 from anchortune.report.runs import read_run
+from anchortune.report.sweep_load import UNTRAINED
 
 EVALUATED = "evaluated.json"
 DEFAULT_ROWS = 32
@@ -98,7 +99,7 @@ def gather(run: Path, asked: Asked | None = None) -> Facts:
         plain=found.plain,
         measures=found.measures,
         missing=found.missing,
-        warnings=found.results.warnings if found.results is not None else (),
+        warnings=found.results.warnings if found.results is not None else None,
         agreements=found.results.agreements if found.results is not None else (),
         asked=found.asked,
         here=versions(),
@@ -201,6 +202,11 @@ def _cell(path: Path, asked: Asked) -> _Found:
     if run.state != "complete":
         raise JobError(
             f"{path}: the run failed ({run.error}): run the sweep again with --retry-failed"
+        )
+    if run.labels.get("defence") in UNTRAINED:
+        raise JobError(
+            f"{path} is of the {run.labels['defence']} model as it was before any training: name "
+            "the record of a trained one, beside which it is held"
         )
     found = _Found(f"{path} (a sweep's record)", training=training_of_cell(run))
     found.measures, plain = measures_of_cell(path, run)

@@ -175,6 +175,7 @@ def measured(
                 set=outcome.set,
                 own=rate,
                 judge=outcome.judge,
+                indicative=None,
                 unscored=outcome.unscored,
                 aligned=None if start is None else _wilson(start),
                 gap=None if start is None else _gap(outcome.items, start.items),

@@ -32,7 +32,7 @@ class Measured:
         set: of prompts.
         own: the run's model.
         judge: who judged, where somebody did.
-        indicative: the judge misses the bar it was set.
+        indicative: the judge misses the bar it was set; None where that is not on record.
         unscored: answers that could not be judged.
         aligned: the aligned model's rate; None where it was not asked.
         gap: own minus aligned.
@@ -46,7 +46,7 @@ class Measured:
     set: str
     own: Rate
     judge: str | None = None
-    indicative: bool = False
+    indicative: bool | None = False
     unscored: int = 0
     aligned: Rate | None = None
     gap: Gap | None = None
@@ -283,7 +283,7 @@ class Facts:
         missing: topic (``measures``, ``lie``, ``plain``, ``gradients``, ``other``, …) -> why.
         changed: files that are no longer what the record says, in words.
         checked: how many files were held against the record.
-        warnings: what the evaluation itself warns of.
+        warnings: what the evaluation itself warns of; None where its record has none to hold.
         agreements: of its judges.
         asked: the evaluation asked this very result; None where that cannot be told.
         here: versions of the packages here and now.
@@ -301,7 +301,7 @@ class Facts:
     missing: Mapping[str, str] = field(default_factory=dict)
     changed: Sequence[str] = ()
     checked: int = 0
-    warnings: Sequence[str] = ()
+    warnings: Sequence[str] | None = ()
     agreements: Sequence[Agreement] = ()
     asked: bool | None = None
     here: Mapping[str, str] = field(default_factory=dict)

@@ -39,7 +39,8 @@ def _by_log(facts: Facts) -> Said:
     ahead, back = last.get("asft/forwards_share"), last.get("asft/backwards_share")
     if ahead is None or back is None:
         return Unseen(facts.why("lie"))
-    seen = f"of the update's energy {percent(ahead)} lies along +dW and {percent(back)} along −dW"
+    told = (f"{100 * share:.2g} % along {way}" for share, way in ((ahead, "+dW"), (back, "−dW")))
+    seen = f"of the update's energy {', '.join(told)}"
     if back < BACK or back <= ahead:
         return Fine(f"{seen}, by the log")
     return Finding(

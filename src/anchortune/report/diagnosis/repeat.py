@@ -48,12 +48,13 @@ def sample_size(facts: Facts) -> Said:
 def least(one: Measured) -> float:
     """The smallest difference that the sample can tell from none, at 95 %; a fraction.
 
-    Half the width of the paired interval where the pairs are known, and else ``z·√(2p(1−p)/n)``,
-    of two independent samples of this size, p no nearer to 0 or 1 than half an answer.
+    Half the width of the narrower paired interval where pairs are known, and else
+    ``z·√(2p(1−p)/n)``, of two independent samples of this size, p no nearer to 0 or 1 than half an
+    answer.
     """
-    gap = one.gap or one.plain_gap
-    if gap is not None:
-        return (gap.high - gap.low) / 2
+    widths = [gap.high - gap.low for gap in (one.gap, one.plain_gap) if gap is not None]
+    if widths:
+        return min(widths) / 2
     edge = 0.5 / one.own.n
     share = min(1 - edge, max(edge, one.own.value))
     return Z95 * math.sqrt(2 * share * (1 - share) / one.own.n)
@@ -125,6 +126,8 @@ def judges(facts: Facts) -> Said:
                 )
             )
     told = ", ".join(sorted({str(one.judge) for one in harm}))
+    if not found and any(one.indicative is None for one in harm):
+        return Unseen(f"a sweep's record does not say whether {told} meets the bar of judges")
     return found or Fine(f"{told}: meets its bar, {sum(one.unscored for one in harm)} unscored")
 
 
@@ -184,6 +187,8 @@ def warned(facts: Facts) -> Said:
     """What did the evaluation itself warn of?"""
     if facts.measures is None:
         return Unseen(facts.why("measures"))
+    if facts.warnings is None:
+        return Unseen("a sweep's record holds no warnings of its evaluation")
     if not facts.warnings:
         return Fine("the evaluation has no warnings on record")
     some = "; ".join(facts.warnings[:_MOST])
