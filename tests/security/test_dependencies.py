@@ -90,6 +90,7 @@ def test_the_tools_of_the_audit_are_the_declared_ones() -> None:
         ("Found 1 known vulnerability in 1 package", 1, 1),
         ("requests.exceptions.ConnectionError: Max retries exceeded", 1, 3),
         ("ERROR:pip_audit: ServiceError: timed out", 1, 3),
+        ("ERROR: torch: not found on PyPI and could not be audited: torch (2.13.0)", 1, 3),
     ],
 )
 def test_an_audit_that_asked_nobody_is_not_green(
