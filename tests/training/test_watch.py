@@ -227,6 +227,46 @@ def test_a_learning_rate_that_destroys_the_model_stops(folder: Path, tmp_path: P
     assert stop.finding.step <= 12
 
 
+@pytest.mark.parametrize("door", ["rate", "lam"])
+def test_a_loss_that_does_not_fall_is_told_after_two_passes(
+    folder: Path, tmp_path: Path, door: str
+) -> None:
+    """The rate is next to nothing; or λ is so large that ‖U‖² holds the update at nothing."""
+    rate = 1e-9 if door == "rate" else 3e-3
+    args = arguments(
+        tmp_path, learning_rate=rate, per_device_train_batch_size=3, max_steps=-1,
+        num_train_epochs=4,
+    )  # fmt: skip
+    trainer = Trainer(adapted(folder), args, train_dataset=Rows())
+    if door == "lam":
+        attach(trainer, anchor_for(folder), operator="none", lam=300.0)
+    attach_health(trainer).train()
+    found = {finding.kind: finding for finding in health_findings(trainer)}
+    assert "the task is not being learnt" in found["flat"].told
+    assert found["flat"].step == 13  # the first step of the third pass
+
+
+class Ascending(InOrder):
+    """Goes up the slope, of a loss small enough that it is never beyond guessing."""
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        loss = super().training_step(*args, **kwargs)
+        for parameter in self.model.parameters():
+            if parameter.grad is not None:
+                parameter.grad.neg_()
+        return 0.2 * loss
+
+
+def test_a_loss_that_rises_is_told(folder: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    args = arguments(tmp_path, learning_rate=1e-2, max_steps=50)
+    trainer = Ascending(model, args, train_dataset=Rows())
+    attach_health(trainer).train()
+    assert "rising" in kinds(trainer)
+
+
 def test_a_penalty_whose_gradient_overflows_is_named(folder: Path, tmp_path: Path) -> None:
     trainer = InOrder(adapted(folder), arguments(tmp_path), train_dataset=Rows())
     attach(trainer, anchor_for(folder), operator="none", lam=1e39)
