@@ -39,9 +39,9 @@ sbom: $(STAMP) $(AUDIT)/.installed  ## sbom.cdx.json: what .venv holds and who n
 	$(AUDIT)/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
 	  --output-format JSON --output-file sbom.cdx.json $(BIN)/python
 
-fuzz: $(STAMP)  ## our parsers, by coverage, SECONDS each (60); Linux, Python 3.11 to 3.13
+fuzz: $(STAMP)  ## our parsers, by coverage, FUZZ_SECONDS each (60); Linux, Python 3.11 to 3.13
 	$(BIN)/python -m pip install --quiet atheris==3.0.0
-	$(BIN)/python tests/fuzz/run.py --seconds $${SECONDS:-60}
+	$(BIN)/python tests/fuzz/run.py --seconds $(or $(FUZZ_SECONDS),60)
 
 bench-%: $(STAMP)  ## a benchmark: step, anchor, scale, generation, job; flags as BENCH='--smoke'
 	$(BIN)/python benchmarks/$*.py $(BENCH)
