@@ -67,7 +67,12 @@ class _Acts:
         return os.path.realpath(name).startswith(self.place)
 
     def do(
-        self, act: Callable[[], Any], half: Callable[[], Any] | None = None, *, needs: bool = False
+        self,
+        act: Callable[[], Any],
+        half: Callable[[], Any] | None = None,
+        *,
+        needs: bool = False,
+        name: str | None = None,
     ) -> Any:
         """Does one act, or what is left of it.
 
@@ -75,6 +80,7 @@ class _Acts:
             act: does it.
             half: does half of it.
             needs: it takes room on the disk.
+            name: which the system names where there is no room.
         """
         self.done += 1
         mine = self.done == self.fault.at
@@ -83,7 +89,7 @@ class _Acts:
                 half()
             self._full |= self.fault.at is not None and self.done >= self.fault.at
             if self._full and needs:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
             return act()
         if mine and self.fault.how == "before":
             die()
@@ -137,7 +143,9 @@ def _counted(acts: _Acts, name: str, *, needs: bool = False) -> Callable[..., An
         there = name == "mkdir"  # what does nothing is no act: a folder that is there is made
         if not acts.watches(path, named.get("dir_fd")) or there == _exists(path, **named):
             return real(path, *rest, **named)
-        return acts.do(lambda: real(path, *rest, **named), needs=needs)
+        return acts.do(
+            lambda: real(path, *rest, **named), needs=needs, name=os.fsdecode(os.fspath(path))
+        )
 
     return counted
 

@@ -16,6 +16,7 @@ from anchortune.evaluation.engine import Engine
 from anchortune.evaluation.items import Answer, Finish, Item, sha256_text
 from anchortune.evaluation.judges.base import Exchange, Judge, Verdict
 from anchortune.evaluation.plan import Asked
+from anchortune.files import naming
 from anchortune.landscape.directions import Direction
 from anchortune.landscape.perturb import Scale, moved
 from anchortune.report.basin import Count, Point
@@ -71,13 +72,15 @@ class Places:
                     stream.truncate(self._good)
             self._stream = self.path.open("a", encoding="utf-8", newline="\n")
         self._rows[key] = {"key": key, **row}
-        self._stream.write(json.dumps(self._rows[key], allow_nan=False) + "\n")
-        self._stream.flush()
+        with naming(self.path):
+            self._stream.write(json.dumps(self._rows[key], allow_nan=False) + "\n")
+            self._stream.flush()
 
     def close(self) -> None:
         """Closes the file."""
         if self._stream is not None:
-            self._stream.close()
+            with naming(self.path):
+                self._stream.close()
             self._stream = None
 
 
