@@ -22,6 +22,7 @@ from tests.jobs.sweeps import records, result, sweep_tree
 
 #: What of a record is not the result: when, how long, from which step it went on.
 _VOLATILE = ("created", "timings", "platform")
+_PACE = ("_runtime", "_per_second")
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,9 @@ def _trained(folder: Path) -> dict[str, Any]:
         for name in ("adapter", "adapter-trained", "adapter-on-base", "model")
         if (folder / name).exists()
     }
-    return {"made": made, "log": (folder / "log.jsonl").read_text(), "record": _plain(folder)}
+    lines = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+    log = [{k: v for k, v in line.items() if not k.endswith(_PACE)} for line in lines]
+    return {"made": made, "log": log, "record": _plain(folder)}
 
 
 def _evaluated(folder: Path) -> dict[str, Any]:

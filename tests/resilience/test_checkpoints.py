@@ -84,6 +84,20 @@ def test_the_log_is_trimmed_whole_or_not_at_all(tmp_path: Path) -> None:
     assert folder.log.read_text() == "\n".join(lines[:3]) + "\n"
 
 
+@pytest.mark.parametrize(("evaluated", "kept"), [(True, 1), (False, 0)])
+def test_the_evaluation_at_the_end_is_not_logged_twice(
+    tmp_path: Path, evaluated: bool, kept: int
+) -> None:
+    """Killed after it and before the record: it is made again."""
+    folder = RunFolder(tmp_path, {})
+    lines = [{"step": 3, "eval_loss": 1.0}, {"step": 4, "loss": 1.0}]
+    lines += [{"step": 4, "eval_loss": 1.0}] * (1 + evaluated)
+    folder.log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    folder.trim_log(4, evaluated=evaluated)
+    found = [json.loads(line) for line in folder.log.read_text().splitlines()]
+    assert found == lines[: 2 + kept]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_a_training_goes_on_from_the_checkpoint_before(

@@ -132,15 +132,27 @@ class RunFolder(run_folder.RunFolder):
                     "before it, or from the start."
                 )
 
-    def trim_log(self, step: int) -> None:
-        """Drops the log's lines past ``step``, which are about to be trained again."""
+    def trim_log(self, step: int, *, evaluated: bool = True) -> None:
+        """Drops the log's lines past the checkpoint at ``step``, which are about to be made again.
+
+        Args:
+            step: of the checkpoint.
+            evaluated: whether the training itself evaluates at that step; what comes after that, or
+                else at that step, is the evaluation at its end.
+        """
         if not self.log.is_file():
             return
-        kept = []
-        for line in self.log.read_text(encoding="utf-8").splitlines():
+        kept, evaluations = [], 0
+        for text in self.log.read_text(encoding="utf-8").splitlines():
             try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-            except (ValueError, KeyError):  # the last line may have been cut short
+                line = json.loads(text)
+                if line["step"] > step:
+                    continue
+            except (ValueError, KeyError, TypeError):  # the last line may have been cut short
                 continue
+            if line["step"] == step and "eval_loss" in line:
+                evaluations += 1
+                if evaluations > evaluated:
+                    continue
+            kept.append(text + "\n")
         write_text(self.log, "".join(kept))

@@ -92,7 +92,8 @@ def _run(plan: Plan) -> Record:
         attach_activations(trainer, plan.activations, by_layer=True)
 
     resumed = int(checkpoint.name.rsplit("-", 1)[-1]) if checkpoint is not None else 0
-    plan.folder.trim_log(resumed)
+    every = plan.config.machine.eval_steps
+    plan.folder.trim_log(resumed, evaluated=every is not None and resumed % every == 0)
     if checkpoint is not None:
         logger.info("resuming %s from step %d", plan.folder.path, resumed)
     started = time.perf_counter()
