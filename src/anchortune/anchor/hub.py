@@ -102,7 +102,8 @@ def _cell(parent: Identity, key: str) -> str:
 
 
 def _targets(targets: list[str] | str) -> str:
-    return markdown_cell(targets if isinstance(targets, str) else ", ".join(targets))
+    text = markdown_cell(targets if isinstance(targets, str) else ", ".join(targets))
+    return re.sub(r"(?<=\w)\\_(?=\w)", "_", text)  # which within a word is no markup
 
 
 def push(
