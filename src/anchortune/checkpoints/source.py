@@ -8,7 +8,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from anchortune.checkpoints.adapter import ADAPTER_CONFIG, AdapterCheckpoint
+from anchortune.checkpoints.adapter import AdapterCheckpoint
+from anchortune.checkpoints.adapter_config import ADAPTER_CONFIG
 from anchortune.checkpoints.checkpoint import Checkpoint, FolderCheckpoint, read_config
 from anchortune.checkpoints.gguf_file import GgufCheckpoint
 from anchortune.checkpoints.packaged import resolve
