@@ -372,17 +372,35 @@ def test_a_watched_training_takes_the_steps_of_another(folder: Path, tmp_path: P
     ]
 
 
-@pytest.mark.parametrize("lam", [0.1, 1.0, "auto"])
-def test_healthy_tiny_trainings_raise_no_alarm(folder: Path, tmp_path: Path, lam: Any) -> None:
-    for seed in range(4):
-        args = arguments(
-            tmp_path, learning_rate=(3e-4, 3e-3)[seed % 2], max_steps=20, seed=seed,
-            lr_scheduler_type="linear", warmup_steps=2,
-        )  # fmt: skip
-        trainer = Trainer(adapted(folder), args, train_dataset=Rows())
-        attach(trainer, anchor_for(folder), operator="subspace", lam=lam)
-        trainer.train()
-        assert kinds(trainer) == [], seed
+def healthy(folder: Path, out: Path, seed: int, lam: Any, operator: Any = "subspace") -> Any:
+    args = arguments(
+        out, learning_rate=(3e-4, 3e-3, 1e-2)[seed % 3], max_steps=20, seed=seed,
+        lr_scheduler_type="linear", warmup_steps=2, max_grad_norm=(1.0, 0.0)[seed % 2],
+    )  # fmt: skip
+    trainer = Trainer(adapted(folder), args, train_dataset=Rows())
+    if lam is None:
+        attach_health(trainer)
+    else:
+        attach(trainer, anchor_for(folder), operator=operator, lam=lam)
+    trainer.train()
+    return trainer
+
+
+@pytest.mark.parametrize(("seed", "lam"), enumerate([None, 0.1, 1.0, "auto"]))
+def test_healthy_tiny_trainings_raise_no_alarm(
+    folder: Path, tmp_path: Path, seed: int, lam: Any
+) -> None:
+    assert kinds(healthy(folder, tmp_path, seed, lam)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("operator", ["gram", "subspace", "subspace2", "direction", "none"])
+def test_many_healthy_tiny_trainings_raise_no_alarm(
+    folder: Path, tmp_path: Path, operator: Any
+) -> None:
+    for seed in range(12):
+        for lam in (0.03, 0.3, 3.0):
+            assert kinds(healthy(folder, tmp_path, seed, lam, operator)) == [], (seed, lam)
 
 
 def test_what_is_found_is_in_the_record_of_a_resumed_run_too(
