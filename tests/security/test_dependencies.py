@@ -79,7 +79,7 @@ def test_every_direct_dependency_is_pinned() -> None:
 def test_the_tools_of_the_audit_are_the_declared_ones() -> None:
     makefile = (ROOT / "Makefile").read_text("utf-8")
     assert EXTRAS["audit"]
-    for pin in EXTRAS["audit"]:
+    for pin in EXTRAS["audit"] + EXTRAS["fuzz"]:
         assert pin in makefile
 
 
