@@ -5,8 +5,6 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 AUDIT := .venv-audit
-ATHERIS := atheris==3.0.0
-FUZZ ?= --seconds 60
 
 .PHONY: quickstart align-quickstart test full lint docs audit sbom fuzz clean
 
@@ -30,10 +28,6 @@ lint: $(STAMP)  ## format, lint, spelling and strict types
 
 docs: $(STAMP)  ## the documentation site, strict
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
-
-fuzz: $(STAMP)  ## our parsers fed by coverage, with atheris: FUZZ='--seconds 60 [HARNESS ...]'
-	$(BIN)/python -m pip install --quiet '$(ATHERIS)'
-	PYTHONPATH=. $(BIN)/python tests/fuzz/run.py $(FUZZ)
 
 # Vulnerabilities that do not concern us, each with its reason: --ignore-vuln ID
 IGNORED :=
