@@ -69,7 +69,7 @@ class Spoilt(InOrder):
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         loss = super().training_step(*args, **kwargs)
-        if self.state.global_step == 2:
+        if self.state.global_step == 2 and self.what != "nothing":
             if self.what == "loss":
                 return loss * torch.nan
             for parameter in self.model.parameters():
@@ -94,6 +94,10 @@ def test_a_loss_that_is_no_number_stops_at_its_step_even_where_the_trainer_hides
     stop = stopped(trainer, r"the loss is nan at step 3; lower .*before it is .*checkpoint-2")
     assert stop.finding.step == trainer.state.global_step == 3
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-1", "checkpoint-2"]
+    trainer.what = "nothing"  # mended, it goes on from there
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 6
+    assert kinds(trainer) == []
 
 
 @pytest.mark.parametrize("clipped", [1.0, 0.0])

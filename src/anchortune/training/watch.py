@@ -109,6 +109,8 @@ class _Watch:
             scaled=getattr(trainer.accelerator, "scaler", None) is not None,
         )
         self.catch_up(trainer.state.log_history)
+        self.stop, self._bad, self._blank = None, False, False
+        self._losses, self._items = [], []
         self.steps = self.rated_steps = 0
         self._start = None
         if not trainer.state.global_step:
