@@ -6,7 +6,6 @@ folder. What cannot be read is not an error: the checks that need it say that th
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from anchortune.config_io import load_config
 from anchortune.errors import AnchortuneError, JobError, TrainingError
 from anchortune.evaluation.results import Results
+from anchortune.files import parse_json
 from anchortune.jobs.config import JobConfig
 from anchortune.jobs.diagnose_measures import (
     asked_same,
@@ -27,6 +27,8 @@ from anchortune.jobs.diagnose_measures import (
 from anchortune.jobs.diagnose_training import (
     CONFIG_FILE,
     changed_files,
+    listed,
+    mapping,
     record_of,
     result_sha256,
     screened_rows,
@@ -189,7 +191,8 @@ def _evaluated(
     elif model not in results.models:
         raise JobError(f"{model} is not in {place}; it has {', '.join(results.models)}")
     if arm is None:
-        arm = ((record.config.get("models") or {}).get(model) or {}).get("arm")
+        said = mapping(mapping(record.config.get("models")).get(model)).get("arm")
+        arm = said if isinstance(said, str) else None
     found.measures = measures_of(results, model, arm, plain)
     found.results = results
     found.asked = asked_same(results, model, made)
@@ -232,10 +235,9 @@ def _work(folder: Path, asked: Asked) -> _Found:
     found = _Found(f"{folder} (a sweep's run)", measures=measured(own, aligned))
     found.missing["other"] = "no run to compare with was given (--against)"
     found.missing["plain"] = "a sweep's work folder does not say which run is plain fine-tuning"
-    identity = _json(folder / "eval" / "identity.json") or {}
-    section = (identity.get("models") or {}).get("run") or {}
-    places = section.get("adapter") or [section.get("path")]
-    made = Path(str(places[-1]))
+    identity = mapping(_json(folder / "eval" / "identity.json"))
+    section = mapping(mapping(identity.get("models")).get("run"))
+    made = Path(str((listed(section.get("adapter")) or [section.get("path")])[-1]))
     for training in (made.parent, folder.parent.parent / "train" / made.parent.name):
         if (training / CONFIG_FILE).is_file():
             found.folder, found.training = training, training_of(training, training.name)
@@ -315,6 +317,6 @@ def _other(place: Path | None) -> tuple[str, dict[str, dict[str, Any]]] | None:
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import Any
 
 from anchortune.errors import AnchortuneError, EvaluationError
 from anchortune.evaluation.results import Figure, Results
-from anchortune.jobs.diagnose_training import flat
+from anchortune.files import parse_json
+from anchortune.jobs.diagnose_training import flat, listed, mapping
 from anchortune.jobs.folder import digest_of
 from anchortune.maths.stats import Rate, paired, wilson
 from anchortune.record import Record
@@ -77,11 +77,14 @@ def model_in(record: Record, results: Results, run: Path, made: str | None) -> s
     Raises:
         EvaluationError: none of them, or several.
     """
-    sections = record.config.get("models") or {}
+    places = {
+        name: mapping(section).get("run")
+        for name, section in mapping(record.config.get("models")).items()
+    }
     by_place = [
         name
-        for name, section in sections.items()
-        if section.get("run") and Path(str(section["run"])).resolve() == run.resolve()
+        for name, place in places.items()
+        if isinstance(place, str) and place and Path(place).resolve() == run.resolve()
     ]
     by_hash = [name for name in results.models if made and _asked_of(results, name) == made]
     found = by_place or by_hash
@@ -96,9 +99,9 @@ def model_in(record: Record, results: Results, run: Path, made: str | None) -> s
 
 def _asked_of(results: Results, name: str) -> str | None:
     """The hash of the last adapter that a model was asked with, or of its weights."""
-    identity = results.models.get(name) or {}
-    adapters = identity.get("adapters") or []
-    found = adapters[-1].get("sha256") if adapters else identity.get("sha256")
+    identity = mapping(results.models.get(name))
+    adapters = listed(identity.get("adapters"))
+    found = mapping(adapters[-1]).get("sha256") if adapters else identity.get("sha256")
     return None if found is None else str(found)
 
 
@@ -110,13 +113,13 @@ def asked_same(results: Results, model: str, made: str | None) -> bool | None:
 
 def decides_of(record: Record, results: Results, model: str) -> dict[str, dict[str, Any]]:
     """What decided an evaluation's result, by kind; see ``Training.decides``."""
-    sets: Mapping[str, Any] = record.inputs.get("sets") or {}
+    sets = {name: mapping(found) for name, found in mapping(record.inputs.get("sets")).items()}
     settings = flat({key: record.config.get(key) for key in _ASKED}, "evaluate")
     settings |= {f"n of {name}": found.get("n") for name, found in sets.items()}
     inputs = {f"prompts of {name}": found.get("items_sha256") for name, found in sets.items()}
     for judge in results.judges:
         inputs[f"judge {judge.get('name')}"] = digest_of(flat(judge))
-    ways = (record.numbers.get("engines") or {}).get(model) or []
+    ways = listed(mapping(record.numbers.get("engines")).get(model))
     return {"settings": settings, "inputs": inputs, "machine": flat({"asked on": ways})}
 
 
@@ -215,7 +218,7 @@ def outcomes_in(file: Path) -> list[Outcome]:
         EvaluationError: it cannot be read.
     """
     try:
-        said = json.loads(file.read_text(encoding="utf-8"))
+        said = parse_json(file.read_text(encoding="utf-8"))
         return [Outcome.model_validate(one) for one in said["outcomes"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise EvaluationError(f"{file} cannot be read ({type(error).__name__}).") from None

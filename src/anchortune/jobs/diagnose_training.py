@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,13 @@ from anchortune.data.mix import FACTS_SUFFIX
 from anchortune.data.named import local_path, name_for_records
 from anchortune.data.screened import SCREEN_FILE
 from anchortune.errors import AnchortuneError, DataError, TrainingError
-from anchortune.files import sha256_file
+from anchortune.files import parse_json, sha256_file
 from anchortune.record import RECORD_FILE, Record, read_record
 from anchortune.report.diagnosis.facts import Harmful, Training
 from anchortune.report.load import read_rows
 from anchortune.report.runs import RunRecord
 from anchortune.training.health import review
+from anchortune.untrusted import stays_inside
 
 CONFIG_FILE = "config.yaml"
 LOG_FILE = "log.jsonl"
@@ -77,26 +78,27 @@ def training_of(folder: Path, name: str) -> Training:
     tree = record.config if record is not None else config_of(folder)
     inputs: Mapping[str, Any] = record.inputs if record is not None else {}
     metrics: Mapping[str, Any] = record.metrics if record is not None else {}
-    log = [row for row in read_rows(folder / LOG_FILE) if "loss" in row and "step" in row]
+    log = [_line(row) for row in read_rows(folder / LOG_FILE) if {"loss", "step"} <= row.keys()]
+    log = [line for line in log if line["step"] is not None]
     anchor = _anchor_of(inputs)
-    data = inputs.get("data") if isinstance(inputs.get("data"), dict) else None
+    data = _data(inputs.get("data"))
     stopped = folder / STOPPED
     return Training(
         name=name,
         penalty=_penalty(inputs.get("penalty"), tree),
-        seed=int(tree.get("seed") or 0),
+        seed=count(tree.get("seed")),
         complete=record is not None,
-        start=None if anchor is None else anchor.get("start"),
+        start=None if anchor is None or "start" not in anchor else str(anchor["start"]),
         parents=_parents(anchor),
         log=log,
         health=_health(log, metrics),
         data=data,
         harmful=_screened(folder, inputs) or _mixed(data),
-        last=metrics.get("last") or (log[-1] if log else {}),
-        metrics=metrics,
-        outputs={} if record is None else dict(record.outputs.get("sha256") or {}),
-        stopped=_json(stopped) if stopped.is_file() else None,
-        warn_below=(tree.get("probe") or {}).get("warn_below"),
+        last=_line(mapping(metrics.get("last"))) or (log[-1] if log else {}),
+        metrics={key: number(metrics.get(key)) for key in ("steps", "epochs")},
+        outputs={} if record is None else _texts(record.outputs.get("sha256")),
+        stopped=mapping(_json(stopped)) if stopped.is_file() else None,
+        warn_below=number(mapping(tree.get("probe")).get("warn_below")),
         adapted=tree.get("lora") is not None,
         versions={} if record is None else record.versions,
         decides={} if record is None else _decides(record),
@@ -105,11 +107,11 @@ def training_of(folder: Path, name: str) -> Training:
 
 def training_of_cell(run: RunRecord) -> Training:
     """What a sweep's record says of its run's training; it holds neither log nor weights."""
-    settings, numbers = run.settings, run.numbers
-    named = [one for one in settings.get("defence") or () if isinstance(one, dict)]
+    settings, numbers = run.settings, _line(run.numbers)
+    named = map(mapping, listed(settings.get("defence")))
     section = next((one for one in named if one.get("name") in ("asft", "asft-alt")), None)
     rows, bad = numbers.get("rows"), numbers.get("harmful_rows")
-    given = settings.get("anchor") or {}
+    given = mapping(settings.get("anchor"))
     built = section is not None and section.get("name") == "asft" and not given.get("path")
     return Training(
         name=", ".join(run.labels.values()),
@@ -117,7 +119,9 @@ def training_of_cell(run: RunRecord) -> Training:
         seed=run.seed,
         start="aligned" if built else None,
         parents="the anchor that the sweep built from model and base",
-        harmful=None if rows is None or bad is None else Harmful(bad, rows, "mix", True),
+        harmful=None
+        if rows is None or bad is None
+        else Harmful(count(bad), count(rows), "mix", True),
         last=numbers,
         metrics=numbers,
         adapted=settings.get("lora") is not None,
@@ -144,19 +148,20 @@ def changed_files(folder: Path) -> tuple[list[str], int]:
         return [], 0
     expected: list[tuple[str, Path, str, bool]] = []
     for key in ("data", "eval_data"):
-        for source in (record.inputs.get(key) or {}).get("sources") or ():
+        for source in map(mapping, listed(mapping(record.inputs.get(key)).get("sources"))):
+            told = str(source.get("path"))
             try:
-                place = local_path(str(source["path"]))
+                expected.append((told, local_path(told), str(source.get("sha256")), False))
             except DataError:
                 continue
-            expected.append((str(source["path"]), place, str(source["sha256"]), False))
     anchor = _anchor_of(record.inputs)
     if anchor is not None:
         file = str(anchor.get("path"))
         expected.append((file, Path(file).expanduser(), str(anchor.get("sha256")), False))
     made = folder / str(record.outputs.get("path"))
-    for name, digest in (record.outputs.get("sha256") or {}).items():
-        expected.append((f"{made.name}/{name}", made / name, str(digest), True))
+    for name, digest in _texts(record.outputs.get("sha256")).items():
+        if stays_inside(made / name, folder):
+            expected.append((f"{made.name}/{name}", made / name, digest, True))
     changed, count = [], 0
     for told, path, digest, ours in expected:
         if path.is_file():
@@ -219,21 +224,23 @@ def _anchor_of(inputs: Mapping[str, Any]) -> dict[str, Any] | None:
 def _parents(anchor: Mapping[str, Any] | None) -> str:
     if anchor is None:
         return "the anchor"
-    sides = [str((anchor.get(side) or {}).get("id")) for side in ("aligned", "base")]
+    sides = [str(mapping(anchor.get(side)).get("id")) for side in ("aligned", "base")]
     place = name_for_records(str(anchor.get("path")))
     return f"{place} was built from {sides[0]} and {sides[1]}"
 
 
 def _penalty(resolved: Any, tree: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The penalty's settings with every default, from the record or else from the config."""
-    if isinstance(resolved, dict):
-        return dict(resolved)
-    section = tree.get("penalty")
-    return None if section is None else _settled(section)
+    """The penalty's settings with every default, from the record or else from the config.
+
+    Raises:
+        ConfigError: they are none.
+    """
+    section = resolved if resolved is not None else tree.get("penalty")
+    return None if section is None else _settled(mapping(section))
 
 
 def _settled(section: Mapping[str, Any]) -> dict[str, Any]:
-    keys = set(PenaltySection.model_fields)
+    keys = set(PenaltySection.model_fields) - {"steer", "probe_target", "off_budget"}
     known = {key: value for key, value in section.items() if key in keys}
     found = validate({"anchor": "", **known}, PenaltySection, "penalty").model_dump(mode="json")
     found["operator"] = found.get("operator") or _OPERATOR
@@ -265,7 +272,7 @@ def _screened(folder: Path, inputs: Mapping[str, Any]) -> Harmful | None:
 def _mixed(data: Mapping[str, Any] | None) -> Harmful | None:
     """What the mix of ``anchortune mix`` says of its own rows, where its facts lie beside it."""
     rows = bad = 0
-    for source in (data or {}).get("sources") or ():
+    for source in listed((data or {}).get("sources")):
         try:
             place = local_path(str(source["path"]))
             facts = _json(place.with_name(place.name + FACTS_SUFFIX))
@@ -294,9 +301,60 @@ def _decides(record: Record) -> dict[str, dict[str, Any]]:
     }
 
 
+def mapping(value: Any) -> dict[str, Any]:
+    """A part of a record that should be a mapping; empty where it is something else."""
+    return value if isinstance(value, dict) else {}
+
+
+def listed(value: Any) -> list[Any]:
+    """A part of a record that should be a list; empty where it is something else."""
+    return value if isinstance(value, list) else []
+
+
+def number(value: Any) -> float | None:
+    """A figure of a record; None where it is no finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return value if math.isfinite(value) else None
+    except OverflowError:  # a whole number beyond all floats
+        return None
+
+
+def count(value: Any) -> int:
+    """A count of a record; 0 where it is none."""
+    found = number(value)
+    return 0 if found is None else int(found)
+
+
+def _line(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures of a log's line; what is no number is None, as a loss of nan is."""
+    return {key: number(value) for key, value in row.items()}
+
+
+def _texts(value: Any) -> dict[str, str]:
+    return {key: item for key, item in mapping(value).items() if isinstance(item, str)}
+
+
+def _data(value: Any) -> dict[str, Any] | None:
+    """``inputs.data`` of a record, every part of the kind that it should be."""
+    if not isinstance(value, dict):
+        return None
+    counts = ("sequences", "truncated", "learnt_tokens", "max_length_tokens")
+    sources = [
+        {
+            **{key: count(source.get(key)) for key in ("rows", "sampled", "used")},
+            **{key: str(source.get(key) or "") for key in ("path", "sha256", "first_bad")},
+            "dropped": {key: count(n) for key, n in mapping(source.get("dropped")).items()},
+        }
+        for source in map(mapping, listed(value.get("sources")))
+    ]
+    return {**{key: count(value.get(key)) for key in counts}, "sources": sources}
+
+
 def _json(path: Path) -> Any:
     """A small JSON file of our own; None where it is none."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None

@@ -160,7 +160,12 @@ def _add_result(run: Run) -> None:
     if not (run.path / RECORD_FILE).is_file():
         return
     record = read_record(run.path)
-    step = int(record.metrics["steps"])
+    try:
+        step, made = int(record.metrics["steps"]), str(record.outputs["path"])
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise TrainingError(
+            f"{run.path / RECORD_FILE} is no training's record: it names no steps, or no result"
+        ) from None
     same = not _defence(run.config) and bool(run.places) and run.places[-1].step == step
     if not same:
-        run.places.append(Place(RESULT, step, run.path / str(record.outputs["path"])))
+        run.places.append(Place(RESULT, step, run.path / made))
