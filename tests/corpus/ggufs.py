@@ -36,6 +36,12 @@ def _heads(count: int) -> bytes:
     return gguf([ARCHITECTURE, pair("llama.attention.head_count", U32, struct.pack("<I", count))])
 
 
+def _sized(width: int, layers: int) -> bytes:
+    """The good file with the sizes of a model."""
+    sizes = {"embedding_length": width, "block_count": layers, "feed_forward_length": 8}
+    return _with(*(pair(f"llama.{k}", U32, struct.pack("<I", v)) for k, v in sizes.items()))
+
+
 def _first(tensor: bytes) -> bytes:
     """The good file with another first tensor."""
     size = 4 * SIDE * SIDE
@@ -158,5 +164,8 @@ def cases() -> list[Case]:
     return [
         *(_case(*row) for row in FILES),
         *(_as_model(name, content, f"{says}|cannot be loaded") for name, content, says in few),
-        _as_model("without a tokenizer", GOOD, "cannot be loaded"),
+        _as_model("without its sizes", GOOD, "does not say its embedding_length"),
+        _as_model("of more layers than it holds", _sized(8, 32), "says that it has 32 layers"),
+        _as_model("of another width", _sized(4096, 2), "where the header says 4096"),
+        _as_model("without embeddings", _sized(8, 2), "holds no embeddings"),
     ]

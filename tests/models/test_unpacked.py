@@ -116,14 +116,14 @@ def test_another_process_that_was_faster_is_believed(
     assert folders(tmp_path / "cache") == [found]
 
 
-def test_a_broken_file_and_one_without_a_tokenizer_are_told_of_as_before(
+def test_a_broken_file_and_one_without_a_tokenizer_are_told_of(
     gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(cached.VARIABLE, str(tmp_path / "cache"))
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"GGUF" + b"\0" * 64)
-    for path in (broken, gguf):
-        with pytest.raises(CheckpointError, match=rf"{path.name}: cannot be loaded"):
+    for path, said in ((broken, " is no whole GGUF file"), (gguf, ": cannot be loaded")):
+        with pytest.raises(CheckpointError, match=path.name + said):
             load_tokenizer(ModelSection(path=str(path)))
 
 

@@ -40,6 +40,7 @@ _BLOCK = {
     "ffn_up_exps": "mlp.experts.up_proj",
     "ffn_down_exps": "mlp.experts.down_proj",
 }
+_LAYER = re.compile(r"model\.layers\.([0-9]{1,9})\.")
 _WHOLE = ("F32", "F16", "BF16", "F64")
 
 
@@ -104,6 +105,41 @@ class GgufCheckpoint(Checkpoint):
             return None if field is None else field.contents()
         except ValueError as error:  # a text that is not UTF-8
             raise CheckpointError(f"{self.path}: {name} is no text: get it again") from error
+
+    def check_model(self) -> None:
+        """Checks that the file says how large its model is, and the same as its tensors.
+
+        Transformers fills in what is not said from the sizes of a 7B model, whatever the file's.
+
+        Raises:
+            CheckpointError: a size is missing or another than that of the tensors.
+        """
+        width, layers, inner = (
+            self._size(key) for key in ("embedding_length", "block_count", "feed_forward_length")
+        )
+        self._size("attention.head_count")
+        found = {int(match[1]) for name in self._stored if (match := _LAYER.match(name))}
+        if len(found) != layers or max(found, default=-1) != layers - 1:
+            raise CheckpointError(
+                f"{self.label} says that it has {layers} layers and holds {len(found)}: get it "
+                "again"
+            )
+        sides = {"embed_tokens": (1, width), "q_proj": (1, width), "down_proj": (1, inner)}
+        for name, tensor in self._stored.items():
+            side = next((s for part, s in sides.items() if name.endswith(f"{part}.weight")), None)
+            if side is not None and tensor.shape[side[0] : side[0] + 1] != (side[1],):
+                raise CheckpointError(
+                    f"{self.label}: {name!r} is {list(tensor.shape)}, where the header says "
+                    f"{side[1]}: get it again"
+                )
+        if "model.embed_tokens.weight" not in self._stored:
+            raise CheckpointError(f"{self.label} holds no embeddings, so it is no whole model")
+
+    def _size(self, key: str) -> int:
+        value = self._field(f"{self._architecture}.{key}")
+        if not isinstance(value, int) or value < 1:
+            raise CheckpointError(f"{self.label} does not say its {key}, so it is no whole model")
+        return value
 
     @property
     def tensors(self) -> Mapping[str, StoredTensor]:

@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,7 +176,7 @@ def _read_csv(name: str, text: str) -> tuple[list[Any], list[str]]:
     rows, places = [], []
     try:
         header = list(reader.fieldnames or ())
-        twice = next((column for column in header if header.count(column) > 1), None)
+        twice = next((one for one, count in Counter(header).items() if count > 1), None)
         if len(header) > _MOST_COLUMNS or twice is not None:
             why = "more columns than there is use for" if twice is None else "it is there twice"
             raise DataError(f"{name}: the header: {(twice or '…')[:60]!r}: {why}.")

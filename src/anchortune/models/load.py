@@ -28,7 +28,13 @@ from anchortune.errors import CheckpointError, TrainingError
 from anchortune.files import is_temporary, sha256_file
 from anchortune.hardware import pick_device, pick_dtype
 from anchortune.models.checks import check_counts, check_shapes
-from anchortune.models.unpacked import clear_quantisation, quiet, unpacked, write_unpacked
+from anchortune.models.unpacked import (
+    check_gguf,
+    clear_quantisation,
+    quiet,
+    unpacked,
+    write_unpacked,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -150,6 +156,7 @@ def _unpacked(place: Place) -> Place:
     file = Path(place.folder) / place.gguf
     folder = unpacked(file, lambda target: write_unpacked(file, target))
     if folder is None:
+        check_gguf(file)
         return place
     options = {key: value for key, value in place.options.items() if key != "gguf_file"}
     return Place(str(folder), {**options, "use_safetensors": True})

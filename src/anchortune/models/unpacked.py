@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from anchortune.checkpoints.gguf_file import GgufCheckpoint
+from anchortune.errors import AnchortuneError
 from anchortune.files import beside, sha256_file
 
 logger = logging.getLogger(__name__)
@@ -62,6 +64,8 @@ def unpacked(file: Path, make: Callable[[Path], None]) -> Path | None:
             make(temporary)
             temporary.chmod(0o755)
             temporary.rename(final)
+    except AnchortuneError:
+        raise
     except Exception as error:  # a full disk, or a broken file: whoever loads it directly says so
         if not final.is_dir():  # else another process was faster
             logger.info("%s is unpacked at every load: %s", file.name, error)
@@ -101,6 +105,21 @@ def clear_quantisation(model: Any) -> None:
         del model.config.quantization_config
 
 
+def check_gguf(file: Path) -> None:
+    """Checks, once for a file that does not change, that its header is that of a whole model.
+
+    Raises:
+        CheckpointError: it is broken, or does not say how large its model is.
+    """
+    found = file.stat()
+    _checked(str(file), found.st_size, found.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=16)
+def _checked(file: str, size: int, changed_ns: int) -> None:
+    GgufCheckpoint(label=file, path=Path(file)).check_model()
+
+
 def write_unpacked(file: Path, folder: Path) -> None:
     """A GGUF file as a model folder in float32, with its tokenizer where it carries one.
 
@@ -110,6 +129,7 @@ def write_unpacked(file: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    check_gguf(file)
     with quiet():
         model = AutoModelForCausalLM.from_pretrained(
             file.parent, gguf_file=file.name, dtype=torch.float32
