@@ -232,7 +232,8 @@ SIGNATURES: dict[str, tuple[Facts, str, str, str]] = {
         "lambda-too-high", "fault", "50 times the task's",
     ),
     "lam-stiff": (
-        lying(UNSKILLED, energy=1e-3), "lambda-too-high", "fault", "‖U‖²/‖dW‖² is 0.00025"
+        replace(UNSKILLED, plain_energy=2000.0),
+        "lambda-too-high", "fault", "‖U‖² is 2, without the penalty 2e\\+03",
     ),
     "lam-flat": (
         trained(UNSKILLED, log=[{**line, "loss": 3.0 - 0.001 * line["step"]} for line in LOG]),

@@ -11,8 +11,8 @@ SWAMPS = 0.5
 """The penalty is this share of what is minimised."""
 SWAMPED = 30.0
 """Times the task's gradient that the penalty's may be; as in ``training.health``."""
-STIFF = 1e-3
-"""``‖U‖²/‖dW‖²`` below this: the update was hardly let go anywhere."""
+STIFF = 0.002
+"""Of plain fine-tuning's ``‖U‖²``: the update was hardly let go anywhere."""
 HARDLY = 0.1
 """Of the fall of plain fine-tuning's loss."""
 CUT = 0.05
@@ -69,10 +69,10 @@ def lam_too_high(facts: Facts) -> Said:
         seen.append(f"its gradient is {ours / task:.3g} times the task's")
         if ours > SWAMPED * task:
             reasons.append(seen[-1])
-    if facts.beside is not None:
-        size = facts.beside.energy / facts.beside.anchor_energy
-        seen.append(f"‖U‖²/‖dW‖² is {size:.2g}")
-        if lam > 0 and 0 < size < STIFF:
+    ours_energy, theirs_energy = facts.energy, facts.plain_energy
+    if ours_energy is not None and theirs_energy:
+        seen.append(f"‖U‖² is {ours_energy:.3g}, without the penalty {theirs_energy:.3g}")
+        if ours_energy < STIFF * theirs_energy:
             reasons.append(seen[-1])
     fall = run.fall()
     theirs = facts.plain.fall() if facts.plain is not None else None
