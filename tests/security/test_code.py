@@ -110,11 +110,9 @@ def test_an_index_cannot_name_a_pickle(marker: Path, tmp_path: Path, llama_base:
     assert not marker.exists()
 
 
-@pytest.mark.parametrize("file", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
 def test_a_checkpoint_is_resumed_without_running_it(
-    file: str, marker: Path, tmp_path: Path, llama_base: Path, rows: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    marker: Path, tmp_path: Path, llama_base: Path, rows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from anchortune.training import stage
 
     made = config(llama_base, rows, tmp_path / "run")
@@ -122,14 +120,16 @@ def test_a_checkpoint_is_resumed_without_running_it(
         cut_short.setattr(stage, "_save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run_stage(plan_stage(made))
-    checkpoints = sorted((tmp_path / "run" / "checkpoints").glob("checkpoint-*"))
-    assert [place.name for place in checkpoints] == ["checkpoint-2", "checkpoint-4"]
-    shutil.rmtree(checkpoints[1])
-    assert (checkpoints[0] / file).is_file()
-    (checkpoints[0] / file).write_bytes(boom_zip(marker))
-    with pytest.raises(AnchortuneError, match=r"more than tensors and plain values.*delete"):
-        run_stage(plan_stage(made))
-    assert not marker.exists()
+    first, second = sorted((tmp_path / "run" / "checkpoints").glob("checkpoint-*"))
+    assert (first.name, second.name) == ("checkpoint-2", "checkpoint-4")
+    shutil.rmtree(second)
+    for file in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        whole = (first / file).read_bytes()
+        (first / file).write_bytes(boom_zip(marker))
+        with pytest.raises(AnchortuneError, match=r"more than tensors and plain values.*delete"):
+            run_stage(plan_stage(made))
+        assert not marker.exists(), file
+        (first / file).write_bytes(whole)
 
 
 # Code beside a model

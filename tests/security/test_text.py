@@ -162,7 +162,7 @@ def test_a_file_of_any_name_is_named_harmlessly(
             ["table", f"{tmp_path}/{name}"],
             ["mix", "no.yaml", "--set", f"{name}=1", "-o", f"{tmp_path}/{name}/x.jsonl"],
         )
-        for words in every if place in (0, 6) else every[:2]:
+        for words in every if place == 6 else every[:1]:
             monkeypatch.setattr("sys.argv", ["anchortune", *words])
             with pytest.raises(SystemExit) as caught:
                 main()
@@ -299,14 +299,12 @@ def test_csv_holds_no_formula() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Glyph")  # drawn as a box
-@pytest.mark.parametrize("ending", ["svg", "png"])
-def test_a_picture_is_drawn_of_any_name(tmp_path: Path, ending: str) -> None:
-    path = tmp_path / f"p.{ending}"
+def test_a_picture_is_drawn_of_any_name(tmp_path: Path) -> None:
+    path = tmp_path / "p.svg"
     draw(hostile_runs(), PlotOptions(), path)
     assert path.stat().st_size > 1000
-    if ending == "svg":
-        tree = ElementTree.fromstring(path.read_text("utf-8"))
-        assert not [node for node in tree.iter() if node.tag.endswith(("script", "}a"))]
+    tree = ElementTree.fromstring(path.read_text("utf-8"))
+    assert not [node for node in tree.iter() if node.tag.endswith(("script", "}a"))]
 
 
 def test_every_command_prints_through_say() -> None:
