@@ -94,6 +94,10 @@ class GgufCheckpoint(Checkpoint):
             if name is None:
                 continue
             shape = tuple(int(n) for n in reversed(tensor.shape.tolist()))
+            if 0 in shape:
+                raise CheckpointError(
+                    f"{self.path} is no whole GGUF file ({name!r} is {list(shape)}): get it again"
+                )
             self._raw[name] = tensor
             # The dtype is that of the values as given out; `quantisation` says how they are held.
             self._stored[name] = StoredTensor(name, "F32", shape)
