@@ -130,9 +130,12 @@ def test_what_libraries_say_of_a_failed_write_becomes_the_systems_error(tmp_path
     with pytest.raises(OSError, match="No space left") as caught, naming(tmp_path / "a"):
         raise SafetensorError(said)
     assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path / "a"))
-    with pytest.raises(OSError, match=r"No space left|Input/output") as caught, naming(tmp_path):
-        raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
-    assert caught.value.errno in (errno.EIO, errno.ENOSPC)
+    for said in (
+        "PytorchStreamWriter failed writing file data/0: file write failed",
+        "[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0",
+    ):
+        with pytest.raises(OSError, match=r"No space left|Input/output"), naming(tmp_path):
+            raise RuntimeError(said)
     for error in (SafetensorError("Error while deserializing header"), RuntimeError("shape")):
         with pytest.raises(type(error), match=str(error)), naming(tmp_path / "a"):
             raise error

@@ -36,6 +36,8 @@ _MENDS = {
     errno.EMFILE: "let a process open more files (ulimit -n)",
     errno.EIO: "see whether the disk is whole, then run the same command again",
 }
+#: What torch says where it could not write: the second at the end, after the first.
+_TORCH_WRITES = "PytorchStreamWriter|inline_container.*unexpected pos|iostream error"
 #: A disk with less room than this is full, where a library does not say why it could not write.
 _FULL_BYTES = 2**24
 
@@ -228,7 +230,7 @@ def _error_number(error: Exception, final: Path) -> int | None:
     if type(error).__name__ == "SafetensorError":
         told = re.search(r"os error (\d+)|\bcode: (\d+)", text)
         return int(told[1] or told[2]) if told is not None else None
-    if isinstance(error, RuntimeError) and re.search("PytorchStreamWriter|iostream error", text):
+    if isinstance(error, RuntimeError) and re.search(_TORCH_WRITES, text):
         place = final if final.is_dir() else final.parent
         return errno.ENOSPC if shutil.disk_usage(place).free < _FULL_BYTES else errno.EIO
     return None

@@ -22,7 +22,7 @@ from tests.jobs.sweeps import records, result, sweep_tree
 
 #: What of a record is not the result: when, how long, from which step it went on.
 _VOLATILE = ("created", "timings", "platform")
-_PACE = ("_runtime", "_per_second")
+_PACE = ("_runtime", "_per_second", "_time")
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,7 @@ def test_a_job_killed_three_times_ends_the_same(killing: Callable[[str], Killing
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", SCENES)
 def test_killed_at_twenty_random_moments(
     name: str, killing: Callable[[str], Killing], record_property: Any

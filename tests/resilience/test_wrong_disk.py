@@ -134,7 +134,7 @@ def test_a_real_disk_runs_full(
     words = [word.replace(str(root / "an."), str(small_disk / "an.")) for word in scene.words]
     words += ["--set", f"output={small_disk / 'out'}"] if name == "train" else ["--rank", "full"]
     if name == "anchor":
-        (small_disk / "ballast").write_bytes(bytes(80_000))
+        (small_disk / "ballast").write_bytes(bytes(23 * 4096))
     line = told(Warm(call_command, words, cwd=root))
     assert str(small_disk) in line
     assert "No space left on device; free some room" in line
