@@ -66,7 +66,6 @@ def make(tmp_path: Path, llama_base: Path, llama_adapter: Path) -> Callable[[str
 
 #: Command, when, what.
 CASES = [
-    ("anchor", "module", "base/*-00002-*.safetensors"),
     ("anchor", "module", "lora/adapter_model.safetensors"),
     ("train", "planned", "base/*-00002-*.safetensors"),
     ("train", "planned", "lora/adapter_model.safetensors"),
