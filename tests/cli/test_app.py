@@ -191,7 +191,10 @@ def test_an_error_of_the_system_is_one_line(capsys: pytest.CaptureFixture[str]) 
         return int(stopped.value.code or 0)
 
     assert ends(PermissionError(13, "Permission denied", "out/record.json")) == 2
-    assert capsys.readouterr().err == "anchortune: out/record.json: Permission denied\n"
+    assert capsys.readouterr().err == (
+        "anchortune: out/record.json: Permission denied; change its rights, or name another "
+        "place.\n"
+    )
     assert ends(OSError("first\nsecond")) == 2
     assert capsys.readouterr().err == "anchortune: first\n"
     with pytest.raises(BrokenPipeError):
