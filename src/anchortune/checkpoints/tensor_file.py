@@ -159,6 +159,8 @@ def read_tensor(info: TensorInfo, *, hashed: bool = True) -> RawTensor:
     if data.size != info.end - info.begin:
         raise _cut_short(info)
     digest = tensor_digest(info.name, info.dtype, info.shape, data) if hashed else ""
+    if not data.size:  # of which torch takes no view
+        return RawTensor(torch.empty(info.shape, dtype=FLOAT_DTYPES[info.dtype]), digest)
     value = torch.from_numpy(data).view(FLOAT_DTYPES[info.dtype]).reshape(info.shape)
     return RawTensor(value, digest)
 
