@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from anchortune.errors import AnchortuneError
-from anchortune.files import clear_killed, is_temporary, why_not_writable, write_json
+from anchortune.files import clear_killed, discard, is_temporary, why_not_writable, write_json
 from anchortune.lock import LOCK_FILE, locked, refuse_if_held
 from anchortune.record import RECORD_FILE
 
@@ -130,6 +130,20 @@ class RunFolder:
             if found is not State.COMPLETE:
                 self.claim()
             yield found
+
+    def tidy(self, *unneeded: Path) -> None:
+        """Takes away what a process left that was killed when its run was complete.
+
+        Args:
+            unneeded: folders that nobody needs any more, besides its lock.
+        """
+        if not (self.path / LOCK_FILE).is_file():
+            return
+        with locked(self.path):
+            for folder in unneeded:
+                clear_killed(folder)
+                if folder.is_dir():
+                    discard(folder)
 
     def claim(self) -> None:
         """Marks the folder as this run's."""

@@ -109,6 +109,18 @@ def test_other_files_are_not_claimed(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["mine.txt"]
 
 
+def test_what_a_process_left_that_was_killed_at_the_very_end_is_taken_away(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run", {"a": 1})
+    (folder.checkpoints / "checkpoint-2").mkdir(parents=True)
+    (folder.path / ".checkpoints.k3y.part").mkdir()
+    folder.tidy(folder.checkpoints)
+    assert folder.checkpoints.is_dir()  # nobody was killed
+    (folder.path / "lock.json").write_text('{"pid": 1, "host": "elsewhere", "started": ""}')
+    os.utime(folder.path / "lock.json", (0, 0))
+    folder.tidy(folder.checkpoints)
+    assert list(folder.path.iterdir()) == []
+
+
 def test_a_killed_claim_leaves_a_folder_that_can_be_claimed(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()

@@ -49,6 +49,7 @@ def run_eval(plan: EvalPlan) -> Record:
         with plan.folder.held() as state:
             if state is not State.COMPLETE:
                 return _run(plan)
+    plan.folder.tidy()
     logger.info("%s is complete; nothing to do", plan.folder.path)
     return read_record(plan.folder.path)
 

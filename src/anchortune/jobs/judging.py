@@ -103,6 +103,7 @@ class EvaluateStep:
 
         outputs = None
         if plan.state is State.COMPLETE:
+            plan.folder.tidy()
             outputs = {"record_sha256": sha256_file(path / RECORD_FILE)}
             state = job.folder.done(self.name)
             known = state is not None and state.digest == plan.folder.digest

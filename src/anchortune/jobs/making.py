@@ -198,6 +198,7 @@ class TrainStep:
         """As in ``Step``."""
         from anchortune.training.folder import OtherRun, State
         from anchortune.training.plan import plan_stage
+        from anchortune.training.stage import unneeded
 
         path = job.folder.train(self.arm.name)
         config = job.training_of(self.arm, path)
@@ -209,7 +210,10 @@ class TrainStep:
             place = job.folder.set_aside(path)
             logger.info("%s; the old one is now %s", error, place)
             plan = plan_stage(config, screened=job.omitting)
-        outputs = outputs_of(path) if plan.state is State.COMPLETE else None
+        outputs = None
+        if plan.state is State.COMPLETE:
+            plan.folder.tidy(*unneeded(plan))
+            outputs = outputs_of(path)
         checkpoint = plan.folder.last_checkpoint()
         before = int(checkpoint.name.rpartition("-")[2]) if checkpoint is not None else 0
         return Ready(

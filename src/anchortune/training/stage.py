@@ -62,8 +62,14 @@ def run_stage(plan: Plan) -> Record:
         with plan.folder.held() as state:
             if state is not State.COMPLETE:
                 return _run(plan)
+    plan.folder.tidy(*unneeded(plan))
     logger.info("%s is complete; nothing to do", plan.folder.path)
     return read_record(plan.folder.path)
+
+
+def unneeded(plan: Plan) -> list[Path]:
+    """What of a run's folder nobody needs once it is complete."""
+    return [] if plan.config.machine.keep_checkpoints else [plan.folder.checkpoints]
 
 
 def _run(plan: Plan) -> Record:
@@ -147,8 +153,9 @@ def _run(plan: Plan) -> Record:
         if made is not None:
             write_record(plan.folder.path / made["path"], record)
     write_record(plan.folder.path, record)
-    if plan.folder.checkpoints.is_dir() and not plan.config.machine.keep_checkpoints:
-        discard(plan.folder.checkpoints)
+    for folder in unneeded(plan):
+        if folder.is_dir():
+            discard(folder)
     return record
 
 
