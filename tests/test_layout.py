@@ -42,6 +42,7 @@ ORDER = [
         "data",
         "defences",
         "training",
+        "integrations",
     ),
     *("evaluation", "report", "landscape", "jobs", "cli"),
 ]

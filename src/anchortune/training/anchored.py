@@ -185,17 +185,22 @@ def _weightless(target: Target) -> Target:
     return replace(target, module=module, start_b=None)
 
 
-def check_start(anchor: Anchor, config: TrainConfig) -> str:
+def check_start(anchor: Anchor, section: PenaltySection | None, model: ModelSection) -> str:
     """Which of the anchor's parents the start model is: ``aligned``, ``base`` or ``unverified``.
 
     With ``side: off`` the start is the aligned model; with ``side: along`` and a harmful anchor it
     is the one that the harmful model was made from, the anchor's base.
 
+    Args:
+        anchor: the anchor.
+        section: the penalty that uses it; None: one at its defaults.
+        model: that is trained.
+
     Raises:
         AnchorError: it is the wrong one, or none that could be compared is the start, and
             ``allow_other_start`` is not set.
     """
-    section = config.penalty or PenaltySection(anchor="")
+    section = section or PenaltySection(anchor="")
     if anchor.metadata.harmful is not None and section.side == "off":
         raise AnchorError(
             f"{section.anchor} is a harmful anchor, and with side: off all but the harm would be "
@@ -205,7 +210,7 @@ def check_start(anchor: Anchor, config: TrainConfig) -> str:
     if anchor.metadata.harmful is not None:
         wanted = ("base",)
     return check_parent(
-        anchor, config.model, wanted, section.anchor, "penalty.allow_other_start",
+        anchor, model, wanted, section.anchor, "penalty.allow_other_start",
         section.allow_other_start,
     )  # fmt: skip
 

@@ -272,7 +272,7 @@ def plan_stage(
         notes += check_fit(anchor, skeleton, config.penalty or PenaltySection(anchor=""))
         if refresh is not None:
             check_refresh(refresh, anchor, skeleton, config.penalty)
-        facts["start"] = check_start(anchor, config)
+        facts["start"] = check_start(anchor, config.penalty, config.model)
         if facts["start"] == UNVERIFIED:
             notes.append("the anchor's parents could not be compared with the start model")
     if chain.system_prompt is not None:

@@ -1,0 +1,1 @@
+"""anchortune inside other people's training tools."""
