@@ -19,7 +19,7 @@ from anchortune.errors import ConfigError
 Config = TypeVar("Config", bound=BaseModel)
 _POSITION = re.compile(r"[0-9]{1,9}")
 _MOST_BYTES = 1 << 20
-_MOST_VALUES = 20_000
+_MOST_VALUES = 10_000
 """What a config may come to with its aliases written out: ten lines of them can make a billion."""
 _NAMES: dict[Any, str] = {
     int: "a whole number",

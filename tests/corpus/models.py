@@ -102,7 +102,6 @@ MODELS: list[tuple[str, Callable[[Path], object], str]] = [
     ("a config without a kind", _file("config.json", "{}"), "bad: cannot be loaded"),
     ("an unknown kind", _config(model_type="magic"), "bad: cannot be loaded"),
     ("a kind that is a list", _config(model_type=["llama"]), "bad: cannot be loaded"),
-    ("a kind that is no language model", _config(model_type="vit"), "bad: cannot be loaded"),
     ("a width in words", _config(hidden_size="wide"), "bad: cannot be loaded"),
     ("a width of 0", _config(hidden_size=0), "by its config.json|cannot be loaded"),
     ("a negative width", _config(hidden_size=-32), "bad: cannot be loaded"),

@@ -99,10 +99,6 @@ def _pattern(label: str, key: str, pattern: str) -> None:
 
     That takes a repeat within a repeat, or many repeats in a row; names of modules need neither.
     """
-    try:
-        re.compile(pattern)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise _broken(label, f"its {key} {pattern[:60]!r} is no pattern ({error})") from None
     repeats = len(_REPEAT.findall(pattern))
     if len(pattern) > _LONGEST or repeats > _MOST_REPEATS or _REPEATED_GROUP.search(pattern):
         raise _broken(
@@ -110,6 +106,10 @@ def _pattern(label: str, key: str, pattern: str) -> None:
             f"its {key} {pattern[:60]!r} is a pattern that may take for ever to match; "
             "name the modules instead",
         )
+    try:
+        re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise _broken(label, f"its {key} {pattern[:60]!r} is no pattern ({error})") from None
 
 
 def _are_texts(value: Any) -> bool:
