@@ -70,9 +70,13 @@ def _missing(run: Path) -> list[str]:
 
 
 def leftovers(root: Path) -> list[str]:
-    """What only a process at work needs, and none is at work."""
+    """What only a process at work needs, and none is at work.
+
+    A dead one's lock in a sweep's ``locks/`` may stay: who comes next takes it over.
+    """
     return [
         str(path.relative_to(root))
         for path in sorted(root.rglob("*"))
-        if is_temporary(path.name) or path.name.endswith(LOCK_FILE)
+        if (is_temporary(path.name) or path.name.endswith(LOCK_FILE))
+        and path.parent.parent.name != "locks"
     ]
