@@ -21,6 +21,8 @@ MakeScene = Callable[[str], Scene]
 #: What each command holds while it works.
 HELD = {"train": "out", "align": "out", "anchor": "an.safetensors", "eval": "out", "run": "job"}
 
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("align", "run")]
+
 
 @pytest.fixture
 def make(tmp_path: Path, llama_base: Path, llama_adapter: Path) -> MakeScene:
@@ -35,7 +37,7 @@ def hold(place: str, go: str) -> None:
             time.sleep(0.02)
 
 
-@pytest.mark.parametrize("name", HELD)
+@pytest.mark.parametrize("name", ["train", "anchor", "eval", *SLOW])
 def test_the_second_is_told_who_is_there(name: str, make: MakeScene) -> None:
     scene = make(name)
     place, go = scene.root / HELD[name], scene.root / "go"

@@ -68,12 +68,12 @@ def make(tmp_path: Path, llama_base: Path, llama_adapter: Path) -> Callable[[str
 CASES = [
     ("anchor", "module", "lora/adapter_model.safetensors"),
     ("train", "planned", "base/*-00002-*.safetensors"),
-    ("train", "planned", "lora/adapter_model.safetensors"),
-    ("eval", "planned", "base/*-00002-*.safetensors"),
-    ("eval", "planned", "lora/adapter_model.safetensors"),
-    ("run", "step", "task.jsonl"),
-    ("run", "step", "base/*-00002-*.safetensors"),
-    ("run", "step", "job/anchor.safetensors"),
+    pytest.param("train", "planned", "lora/adapter_model.safetensors", marks=pytest.mark.slow),
+    pytest.param("eval", "planned", "base/*-00002-*.safetensors", marks=pytest.mark.slow),
+    pytest.param("eval", "planned", "lora/adapter_model.safetensors", marks=pytest.mark.slow),
+    pytest.param("run", "step", "task.jsonl", marks=pytest.mark.slow),
+    pytest.param("run", "step", "base/*-00002-*.safetensors", marks=pytest.mark.slow),
+    pytest.param("run", "step", "job/anchor.safetensors", marks=pytest.mark.slow),
 ]
 
 

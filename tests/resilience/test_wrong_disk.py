@@ -17,6 +17,7 @@ from tests.resilience.scenes import SCENES, Scene
 from tests.resilience.wholeness import halves, leftovers
 from tests.warm import Warm, call_command
 
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("align", "eval", "sweep")]
 MakeScene = Callable[[str], Scene]
 FULL = r"No space left on device; free some room there and run the same command again"
 
@@ -157,7 +158,7 @@ def closed(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-@pytest.mark.parametrize("name", ["train", "align", "anchor", "eval", "run", "sweep"])
+@pytest.mark.parametrize("name", [*("train", "anchor", "run"), *SLOW])
 def test_a_place_that_may_not_be_written_to_is_told_before_any_work(
     name: str, closed: Path, llama_base: Path, llama_adapter: Path, tmp_path: Path
 ) -> None:
