@@ -394,6 +394,6 @@ def test_options_that_do_nothing_are_refused(healthy: Path, passed: Passed, copy
     (copy / "record.json").unlink()
     with pytest.raises(JobError, match=r"--against .* is not complete"):
         of(healthy, against=copy)
-    for options in (["--refusals", "x"], ["--model", "x"]):
+    for options in (["--refusals", "x"], ["--model", "x"], ["--rows", "8"]):
         done = CliRunner().invoke(app, ["diagnose", str(healthy), *options])
         assert isinstance(done.exception, JobError)

@@ -119,7 +119,7 @@ HEALTHY = Facts(
     asked=True,
     here={"torch": "2.13.0"},
     decides={},
-    other=("runs/theirs", SAME),
+    other=("runs/theirs", SAME, {}),
 )  # fmt: skip
 UNSAFE = replace(HEALTHY, measures=[measure("harm", 400, 10, 410), *MEASURES[1:]])
 UNSKILLED = replace(
@@ -297,15 +297,15 @@ SIGNATURES: dict[str, tuple[Facts, str, str, str]] = {
         "files-changed", "fault", "d.jsonl",
     ),
     "other-data": (
-        replace(HEALTHY, other=("o", {**SAME, "inputs": {"data": "d" * 64}})),
+        replace(HEALTHY, other=("o", {**SAME, "inputs": {"data": "d" * 64}}, {})),
         "differs-from-the-other", "fault", "other files than o: data aaaaaaaaaaaa… .dddddddddddd…",
     ),
     "other-seed": (
-        replace(HEALTHY, other=("o", {**SAME, "settings": {"seed": 2, "lora.rank": 8}})),
+        replace(HEALTHY, other=("o", {**SAME, "settings": {"seed": 2, "lora.rank": 8}}, {})),
         "differs-from-the-other", "fault", r"other settings than o: seed 1 \(2\)$",
     ),
     "other-torch": (
-        replace(HEALTHY, other=("o", {**SAME, "machine": {"torch": "2.11.0"}})),
+        replace(HEALTHY, other=("o", {**SAME, "machine": {"torch": "2.11.0"}}, {})),
         "differs-from-the-other", "caution", r"torch 2.13.0 \(2.11.0\)",
     ),
     "few": (

@@ -18,6 +18,7 @@ from anchortune.report.diagnosis.safety import noise_share
 from tests.report.made_up_runs import (
     HEALTHY,
     MEASURES,
+    SAME,
     SIGNATURES,
     UNSAFE,
     gap,
@@ -167,6 +168,17 @@ def test_the_least_difference_is_the_half_width_of_the_interval() -> None:
     assert least(alone) == pytest.approx(1.95996 * (2 * share * (1 - share) / 117) ** 0.5, rel=1e-4)
     assert least(replace(alone, gap=gap(0.1, half=0.03))) == pytest.approx(0.03)
     assert least(Measured("harm", "bad", rate(0, 100))) > 0
+
+
+def test_an_evaluation_that_only_one_side_has_is_no_difference() -> None:
+    asked = {"settings": {"evaluate.seed": 0}, "inputs": {"prompts of bad": "e" * 64}}
+    for mine, theirs in ((asked, {}), ({}, asked)):
+        facts = replace(HEALTHY, decides=mine, other=("o", SAME, theirs))
+        assert isinstance(said(facts, "differs-from-the-other"), Fine)
+    facts = replace(HEALTHY, decides=asked, other=("o", SAME, {"settings": {"evaluate.seed": 1}}))
+    assert any("evaluate.seed 0 (1)" in one.seen for one in found(facts, "differs-from-the-other"))
+    facts = replace(HEALTHY, training=None, decides=asked, other=("o", SAME, {}))
+    assert isinstance(said(facts, "differs-from-the-other"), Unseen)
 
 
 def test_differences_name_what_one_side_lacks_and_hide_secrets() -> None:

@@ -40,18 +40,20 @@ def diagnose(
         str | None, typer.Option(metavar="DATA", help="With --gradients: compare with theirs too.")
     ] = None,
     rows: Annotated[
-        int, typer.Option(min=2, help="With --gradients: rows of each source, at most.")
-    ] = 32,
+        int | None,
+        typer.Option(min=2, help="With --gradients: rows of each source, at most; unset: 32."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Say why a run lost safety or accuracy, or does not repeat: exit 0 no fault found, 3 some."""
     from anchortune.cli.stage import log_to_stderr
     from anchortune.errors import JobError
-    from anchortune.jobs.diagnose import Asked, gather
+    from anchortune.jobs.diagnose import DEFAULT_ROWS, Asked, gather
     from anchortune.report.diagnosis.rules import diagnose as judge
 
-    if refusals is not None and not gradients:
-        raise JobError("--refusals is of --gradients, which is not given")
+    for value, option in ((refusals, "--refusals"), (rows, "--rows")):
+        if value is not None and not gradients:
+            raise JobError(f"{option} is of --gradients, which is not given")
     if model is not None and evaluation is None:
         raise JobError("--model is of --eval, which is not given")
     log_to_stderr()
@@ -63,7 +65,7 @@ def diagnose(
         against=against,
         gradients=gradients,
         refusals=refusals,
-        rows=rows,
+        rows=DEFAULT_ROWS if rows is None else rows,
     )
     found = judge(gather(run, asked))
     if as_json:

@@ -37,7 +37,7 @@ from anchortune.jobs.diagnose_training import (
 )
 from anchortune.jobs.folder import JobFolder
 from anchortune.record import RECORD_FILE, Record, versions
-from anchortune.report.diagnosis.facts import Facts, Measured, Training
+from anchortune.report.diagnosis.facts import Decides, Facts, Measured, Training
 from anchortune.report.load import read_evaluation
 from anchortune.report.runs import read_run
 from anchortune.report.sweep_load import UNTRAINED
@@ -301,18 +301,15 @@ def _anchor_sha256(record: Record | None) -> str | None:
     return str(anchor["sha256"]) if isinstance(anchor, dict) and "sha256" in anchor else None
 
 
-def _other(place: Path | None) -> tuple[str, dict[str, dict[str, Any]]] | None:
+def _other(place: Path | None) -> tuple[str, Decides, Decides] | None:
     """What decided the result of the run that this one should repeat."""
     if place is None:
         return None
     found = _read(place, Asked())
-    whole: dict[str, dict[str, Any]] = {}
-    for source in (found.training.decides if found.training else {}, found.decides):
-        for kind, values in source.items():
-            whole[kind] = {**whole.get(kind, {}), **values}
-    if not whole:
+    trained = found.training.decides if found.training else {}
+    if not trained and not found.decides:
         raise JobError(f"--against {place} is not complete, so nothing says what decided it")
-    return str(place), whole
+    return str(place), trained, found.decides
 
 
 def _json(path: Path) -> Any:

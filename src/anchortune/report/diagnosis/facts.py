@@ -268,6 +268,10 @@ class Gradients(NamedTuple):
     refusals: int = 0
 
 
+Decides = Mapping[str, Mapping[str, Any]]
+"""By kind, see ``Training.decides``."""
+
+
 @dataclass(frozen=True)
 class Facts:
     """All that is known.
@@ -288,7 +292,8 @@ class Facts:
         asked: the evaluation asked this very result; None where that cannot be told.
         here: versions of the packages here and now.
         decides: of the evaluation; see ``Training.decides``.
-        other: what is compared with, and what decided its result.
+        other: what is compared with, what decided its training, and what its evaluation; empty
+            where that is not known.
     """
 
     run: str
@@ -306,7 +311,7 @@ class Facts:
     asked: bool | None = None
     here: Mapping[str, str] = field(default_factory=dict)
     decides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    other: tuple[str, Mapping[str, Mapping[str, Any]]] | None = None
+    other: tuple[str, Decides, Decides] | None = None
 
     def why(self, topic: str) -> str:
         """Why a topic is not known."""

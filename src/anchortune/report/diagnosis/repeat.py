@@ -205,11 +205,18 @@ def compared(facts: Facts) -> Said:
     """What decided this result and not the one it should repeat?"""
     if facts.other is None:
         return Unseen(facts.why("other"))
-    where, theirs = facts.other
-    ours: dict[str, Mapping[str, Any]] = {}
-    for source in (facts.training.decides if facts.training else {}, facts.decides):
-        for kind, values in source.items():
-            ours[kind] = {**ours.get(kind, {}), **values}
+    where, *others = facts.other
+    ours: dict[str, dict[str, Any]] = {}
+    theirs: dict[str, dict[str, Any]] = {}
+    for mine, other in zip(
+        (facts.training.decides if facts.training else {}, facts.decides), others, strict=True
+    ):
+        if mine and other:  # an evaluation that only one of them has is no difference
+            for kind in ("inputs", "settings", "machine"):
+                ours[kind] = {**ours.get(kind, {}), **mine.get(kind, {})}
+                theirs[kind] = {**theirs.get(kind, {}), **other.get(kind, {})}
+    if not ours:
+        return Unseen(f"neither a training nor an evaluation is known of both this and {where}")
     found = []
     for kind in ("inputs", "settings", "machine"):
         pairs = differences(ours.get(kind, {}), theirs.get(kind, {}))
