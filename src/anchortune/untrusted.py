@@ -83,10 +83,9 @@ def without_secrets(text: str) -> str:
 def stays_inside(file: Path, folder: Path) -> bool:
     """Whether ``file``, its links followed, lies in ``folder``.
 
-    The Hub's cache is made of links from ``snapshots/COMMIT`` to ``blobs``, so these count too.
+    The Hub's cache is made of links from ``snapshots/COMMIT``, or folders in it, to ``blobs``, so
+    these count too.
     """
     real, home = file.resolve(), folder.resolve()
-    homes = [home]
-    if home.parent.name == "snapshots":
-        homes.append(home.parent.parent / "blobs")
+    homes = [home, *(up.parent / "blobs" for up in home.parents if up.name == "snapshots")]
     return any(real.is_relative_to(place) for place in homes)

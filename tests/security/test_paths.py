@@ -96,6 +96,9 @@ def test_links_of_the_hubs_cache_are_inside(tmp_path: Path) -> None:
     (snapshot / "out.txt").symlink_to(tmp_path / "far")
     assert stays_inside(snapshot / "in.txt", snapshot)
     assert not stays_inside(snapshot / "out.txt", snapshot)
+    (snapshot / "sub").mkdir()
+    (snapshot / "sub" / "in.txt").symlink_to(blob)
+    assert stays_inside(snapshot / "sub" / "in.txt", snapshot / "sub")
     assert not stays_inside(snapshot / ".." / "x", snapshot)
     assert not stays_inside(blob, blob.parent.parent / "snapshots")
 
