@@ -215,8 +215,8 @@ class MachineSection(Section):
     share_prefixes: Literal["auto"] | bool = Field(
         "auto",
         description="Run what the rows of a step begin with alike once, and no padding: the rows "
-        "are laid out as one tree. `auto`: on a CPU, where the adapter has no dropout (drawn once a prefix, not once "
-        "a row) and the model is seen to give the same gradients.",
+        "are laid out as one tree. `auto`: on a CPU, where the adapter has no dropout (drawn once "
+        "a prefix, not once a row) and the model is seen to give the same gradients.",
     )
     workers: Annotated[int, Field(ge=0)] = Field(0, description="Processes that load batches.")
     logging_steps: Count = Field(1, description="Steps between two lines of log.jsonl.")

@@ -185,6 +185,35 @@ def test_a_long_pass_is_judged_by_its_thirds() -> None:
     assert told >= 10  # two thirds: the others fall by chance
 
 
+def test_a_loss_that_falls_in_few_steps_and_hardly_after_them_is_not_flat() -> None:
+    """As of instruction data: the form of an answer is learnt at once, the rest slowly."""
+    for seed in range(20):
+        for passes, each, logged in ((0.9, 700, 1), (3.0, 200, 1), (0.9, 700, 10), (3.0, 60, 10)):
+            draw = random.Random(seed)
+            steps = round(passes * each * logged) if passes > 1 else each * logged
+            made = [1.1 + 0.6 * math.exp(-s / 8) + draw.gauss(0.0, 0.15) for s in range(steps)]
+            means = [sum(made[s : s + logged]) / logged for s in range(0, steps, logged)]
+            assert review(lines(means, passes), chance=CHANCE) == [], (seed, passes, logged)
+
+
+def test_a_step_without_labels_that_was_said_still_stops_once_its_loss_is_no_number() -> None:
+    watched = Health()
+    [said] = watched.take({"step": 1, "loss": 1.0}, Seen(blank=True))
+    assert not said.stops
+    assert watched.take({"step": 2, "loss": 1.0}, Seen(blank=True)) == []
+    [found] = watched.take({"step": 3, "loss": math.nan}, Seen(blank=True))
+    assert (found.kind, found.stops) == ("no-labels", True)
+
+
+def test_steps_that_have_nothing_to_learn_say_nothing_of_lambda() -> None:
+    """GRPO: where all answers to a prompt get the same reward."""
+    more = {"asft/task_grad_norm": 0.0, "asft/penalty_grad_norm": 0.5}
+    found = lines([2.0] * 40, reward=0.5, **more)
+    for line in found[::4]:
+        line["asft/task_grad_norm"] = 0.5
+    assert review(found) == []
+
+
 def test_a_penalty_that_swamps_the_task() -> None:
     def ratio(value: float) -> list[dict[str, Any]]:
         more = {"asft/task_grad_norm": 0.5, "asft/penalty_grad_norm": 0.5 * value, "asft/lam": 7.0}

@@ -390,7 +390,7 @@ def healthy(folder: Path, out: Path, seed: int, lam: Any, operator: Any = "subsp
     return trainer
 
 
-@pytest.mark.parametrize(("seed", "lam"), enumerate([None, 0.1, 1.0, "auto"]))
+@pytest.mark.parametrize(("seed", "lam"), list(enumerate([None, 0.1, 1.0, "auto"])))
 def test_healthy_tiny_trainings_raise_no_alarm(
     folder: Path, tmp_path: Path, seed: int, lam: Any
 ) -> None:

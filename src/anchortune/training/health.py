@@ -29,6 +29,8 @@ RISEN, RISEN_NATS, RISEN_LINES = 2.0, 0.5, 15
 FALLEN_FRAC, PASS_LINES = 0.02, 5
 #: Of one long pass: lines before it is judged, and standard errors by which it must have fallen.
 LONG_LINES, FALLEN_ERRORS = 600, 1.0
+#: Lines at the start, and standard errors by which they lie above what was learnt in few steps.
+FIRST_LINES, FIRST_ERRORS = 5, 2.0
 #: A loss below which there was nothing to learn.
 LEARNT = 0.05
 #: The share of harmful rows, and of rows that were cut, above which it is said.
@@ -159,8 +161,9 @@ class Health:
         )
 
     def _new(self, candidates: Sequence[Finding | None]) -> list[Finding]:
-        known = {finding.kind for finding in self.findings}
-        new = [one for one in candidates if one is not None and one.kind not in known]
+        # What was a caution may stop later on.
+        known = {(finding.kind, finding.stops) for finding in self.findings}
+        new = [one for one in candidates if one is not None and (one.kind, one.stops) not in known]
         self.findings.extend(new)
         return new
 
@@ -175,8 +178,8 @@ class Health:
                 self._passes.append([])
             self._passes[number].append(self._losses[-1])
         ours, tasks = line.get("asft/penalty_grad_norm"), line.get("asft/task_grad_norm")
-        if ours is not None and tasks is not None:
-            self._ratios.append(float(ours) / float(tasks) if tasks else math.inf)
+        if ours is not None and tasks:  # of GRPO's steps some have nothing to learn, whatever λ is
+            self._ratios.append(float(ours) / float(tasks))
 
     def _stopping(self, line: Mapping[str, Any], step: int, seen: Seen) -> Finding | None:
         """What makes every further step useless: numbers that are none."""
@@ -207,7 +210,7 @@ class Health:
         return self._bad_gradient(line, step)
 
     def _bad_gradient(self, line: Mapping[str, Any], step: int) -> Finding | None:
-        # Where nothing is clipped, some trainers log None.
+        # In log.jsonl one that is no number is null; what a trainer could not tell is not there.
         bad = "grad_norm" in line and not math.isfinite(_number(line, "grad_norm"))
         self._overflows = self._overflows + 1 if bad else 0
         if not bad or (self._scaled and self._overflows < OVERFLOWS):
@@ -260,6 +263,8 @@ class Health:
         error = math.hypot(stdev(early), stdev(late)) / math.sqrt(count // 3)
         if first <= LEARNT or first - now >= min(FALLEN_ERRORS * error, FALLEN_FRAC * first):
             return None
+        if self._fell_at_once(late):
+            return None
         return Finding("flat", step, _flat_told(f"{step} steps", first, now, step))
 
     def _flat_passes(self, passes: Sequence[Sequence[float]], step: int) -> Finding | None:
@@ -268,9 +273,14 @@ class Health:
         if len(whole) < 2 or len(whole[0]) < PASS_LINES:
             return None
         first, now = fmean(whole[0]), fmean(whole[-1])
-        if first <= LEARNT or now <= (1 - FALLEN_FRAC) * first:
+        if first <= LEARNT or now <= (1 - FALLEN_FRAC) * first or self._fell_at_once(whole[-1]):
             return None
         return Finding("flat", step, _flat_told(f"{len(whole)} passes", first, now, step))
+
+    def _fell_at_once(self, late: Sequence[float]) -> bool:
+        """Whether the first steps lie surely above the late ones: a form is learnt in a few."""
+        error = stdev(late) / math.sqrt(FIRST_LINES)
+        return fmean(self._losses[:FIRST_LINES]) - fmean(late) > FIRST_ERRORS * error
 
     def _swamped(self, line: Mapping[str, Any], step: int) -> Finding | None:
         if len(self._ratios) < SWAMPED_LINES:

@@ -44,6 +44,12 @@ def grad_scale(trainer: Any) -> float:
     return float(scaler.get_scale()) if scaler is not None else 1.0
 
 
+def steps_in_backward(trainer: Any) -> bool:
+    """Whether the optimizer updates the weights during backward, each as its gradient comes."""
+    optim = str(getattr(trainer.args.optim, "value", trainer.args.optim)).lower()
+    return any(name in optim for name in _OWN_BACKWARD)
+
+
 def refuse_backends(trainer: Any, what: str = "the penalty", sharded: bool = False) -> None:
     """Refuses engines and optimizers that leave no moment between backward and clipping.
 
@@ -62,8 +68,8 @@ def refuse_backends(trainer: Any, what: str = "the penalty", sharded: bool = Fal
         )
     if getattr(trainer, "is_fsdp_enabled", False):
         _refuse_fsdp(trainer, what, sharded)
-    optim = str(getattr(trainer.args.optim, "value", trainer.args.optim)).lower()
-    if any(name in optim for name in _OWN_BACKWARD):
+    if steps_in_backward(trainer):
+        optim = getattr(trainer.args.optim, "value", trainer.args.optim)
         raise TrainingError(
             f"the optimizer {optim!r} updates the weights during backward, before {what} can "
             "be added: choose another, for example adamw_torch"

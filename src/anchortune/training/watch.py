@@ -20,7 +20,7 @@ from transformers import TrainerCallback
 from anchortune.anchor.binding import clean_name
 from anchortune.errors import TrainingError
 from anchortune.training.health import Finding, Health, Seen
-from anchortune.training.mixins import check_trainer, put_in_front
+from anchortune.training.mixins import check_trainer, put_in_front, steps_in_backward
 from anchortune.training.order import OrderMixin
 from anchortune.training.task_loss import TaskLossMixin
 from anchortune.training.template import IGNORE
@@ -113,7 +113,8 @@ class _Watch:
         self._losses, self._items = [], []
         self.steps = self.rated_steps = 0
         self._start = None
-        if not trainer.state.global_step:
+        # DeepSpeed may hold the weights elsewhere and leave nothing in their place.
+        if not trainer.state.global_step and not getattr(trainer, "is_deepspeed_enabled", False):
             self._start = _Start(trainer.model)
             told = _cannot_move(trainer, self._start)
             if told is not None:
@@ -123,7 +124,9 @@ class _Watch:
         """Takes what a checkpoint says was logged before it, without saying it again."""
         for line in history:
             if int(line.get("step", 0)) > self.health.last_step:
-                self.health.take(line)
+                self.health.take(_known(line))
+        # What went on all the same was mended; where it was not, it comes again and stops then.
+        self.health.findings = [one for one in self.health.findings if not one.stops]
 
     def saw(self, loss: Tensor, items: Any) -> None:
         """Keeps the loss of a micro-batch, and how many tokens it or its step had to learn."""
@@ -189,8 +192,9 @@ class _Judge(TrainerCallback):  # type: ignore[misc]
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         groups = getattr(kwargs.get("optimizer"), "param_groups", [])
-        # A rate that lies on the device is not read.
-        rated = any(isinstance(group["lr"], Tensor) or group["lr"] > 0 for group in groups)
+        # A rate that lies on the device is not read, and one that is None is the optimizer's own.
+        rates = [group.get("lr") for group in groups]
+        rated = any(not isinstance(rate, int | float) or rate > 0 for rate in rates)
         self._watch.steps += 1
         self._watch.rated_steps += rated
 
@@ -207,7 +211,7 @@ class _Judge(TrainerCallback):  # type: ignore[misc]
         if "loss" not in logs:
             return
         watch = self._watch
-        line = {**logs, "step": state.global_step}
+        line = {**_known(logs), "step": state.global_step}
         self._say(watch.health.take(line, watch.look(self._trainer)), args)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -296,7 +300,15 @@ def _labels_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         return items
     inputs = args[1] if len(args) > 1 else kwargs.get("inputs")
     labels = inputs.get("labels") if isinstance(inputs, Mapping) else None
-    return labels[..., 1:].ne(IGNORE).sum() if isinstance(labels, Tensor) else None
+    if not isinstance(labels, Tensor):
+        return None
+    # One label a row is a class, not a token; the first token of a row is never learnt.
+    return (labels[..., 1:] if labels.dim() > 1 else labels).ne(IGNORE).sum()
+
+
+def _known(line: Mapping[str, Any]) -> dict[str, Any]:
+    """A line as a trainer logs it, without what it could not tell (a norm that nobody took)."""
+    return {key: value for key, value in line.items() if value is not None}
 
 
 def _cannot_move(trainer: Any, start: _Start) -> str | None:
@@ -308,10 +320,9 @@ def _cannot_move(trainer: Any, start: _Start) -> str | None:
         )
     groups = getattr(trainer.optimizer, "param_groups", [])
     held = {id(parameter) for group in groups for parameter in group["params"]}
-    sharded = any(
-        getattr(trainer, f"is_{engine}_enabled", False) for engine in ("fsdp", "deepspeed")
-    )
-    if held and not sharded and not held & {id(p) for p in _trained(trainer.model).values()}:
+    # These hold other tensors than the model: shards, or nothing but a dummy.
+    elsewhere = getattr(trainer, "is_fsdp_enabled", False) or steps_in_backward(trainer)
+    if held and not elsewhere and not held & {id(p) for p in _trained(trainer.model).values()}:
         return (
             "the optimizer holds none of the trained weights: make it from the model as it is "
             "trained, with its adapter, or let the trainer make it."
@@ -341,7 +352,9 @@ def _largest(tensors: Iterable[Tensor]) -> list[float]:
     """The greatest ``|entry|`` of tensors by device and dtype, nan where one is; one copy each."""
     kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for tensor in map(_local, tensors):
-        if tensor.numel() and tensor.is_floating_point():
+        # Of 8-bit floats there is no norm, and what was offloaded is not here.
+        here = tensor.numel() and not tensor.is_meta
+        if here and tensor.is_floating_point() and tensor.element_size() > 1:
             kinds.setdefault((tensor.device, tensor.dtype), []).append(tensor)
     return [
         float(torch.stack(torch._foreach_norm(some, math.inf)).float().max())
