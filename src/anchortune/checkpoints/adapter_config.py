@@ -19,10 +19,13 @@ ADAPTER_CONFIG = "adapter_config.json"
 _RANKS, _ALPHAS = "rank_pattern", "alpha_pattern"
 #: Keys whose texts PEFT matches module names against.
 _MATCHED = ("target_modules", "exclude_modules", "layers_pattern", "target_parameters")
-_LONGEST = 1000
+_LONGEST = 4000
+#: In one way through a pattern's alternatives: Unsloth's for all layers of a model has four.
 _MOST_REPEATS = 4
-_REPEAT = re.compile(r"(?<!\\)[*+{]")
-_REPEATED_GROUP = re.compile(r"(?<!\\)\)[*+{]")
+#: An escaped character, a set of characters, or what groups, parts or repeats.
+_MARK = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|[()|*+{]", re.DOTALL)
+#: A comment, or a flag by which spaces and what follows a ``#`` count for nothing.
+_HIDES = re.compile(r"\(\?(?:#|[a-zA-Z]*x)")
 
 
 def read_adapter_config(folder: Path, label: str) -> dict[str, Any]:
@@ -40,8 +43,9 @@ def read_adapter_config(folder: Path, label: str) -> dict[str, Any]:
         raise _broken(label, "names no peft_type")
     if config["peft_type"] == "XLORA" or config.get("megatron_config") is not None:
         raise _broken(label, "it names other adapters, or a module to import, and neither is done")
+    plain = config["peft_type"] == "LORA"  # of others we use neither rank nor scale
     for key in ("r", "lora_alpha"):
-        if config.get(key) is not None:
+        if plain and config.get(key) is not None:
             _number(label, key, config[key])
     for key in (_RANKS, _ALPHAS):
         patterns = config.get(key) or {}
@@ -49,7 +53,8 @@ def read_adapter_config(folder: Path, label: str) -> dict[str, Any]:
             raise _broken(label, f"its {key} is no mapping of modules to numbers")
         for pattern, value in patterns.items():
             _pattern(label, key, pattern)
-            _number(label, f"{key} of {pattern!r}", value)
+            if plain:
+                _number(label, f"{key} of {pattern!r}", value)
     for key in _MATCHED:
         value = config.get(key)
         if value is not None and not isinstance(value, str) and not _are_texts(value):
@@ -99,8 +104,8 @@ def _pattern(label: str, key: str, pattern: str) -> None:
 
     That takes a repeat within a repeat, or many repeats in a row; names of modules need neither.
     """
-    repeats = len(_REPEAT.findall(pattern))
-    if len(pattern) > _LONGEST or repeats > _MOST_REPEATS or _REPEATED_GROUP.search(pattern):
+    repeats = None if len(pattern) > _LONGEST or _HIDES.search(pattern) else _repeats(pattern)
+    if repeats is None or repeats > _MOST_REPEATS:
         raise _broken(
             label,
             f"its {key} {pattern[:60]!r} is a pattern that may take for ever to match; "
@@ -110,6 +115,25 @@ def _pattern(label: str, key: str, pattern: str) -> None:
         re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
         raise _broken(label, f"its {key} {pattern[:60]!r} is no pattern ({error})") from None
+
+
+def _repeats(pattern: str) -> int | None:
+    """The most repeats that one way through the alternatives passes; None of a repeated group."""
+    ways = [[0, 0]]  # of every open group: the most of its alternatives, and of the one so far
+    for mark in _MARK.finditer(pattern):
+        here = ways[-1]
+        if mark[0] == "(":
+            ways.append([0, 0])
+        elif mark[0] == "|":
+            here[:] = max(here), 0
+        elif mark[0] == ")":
+            if pattern[mark.end() : mark.end() + 1] in ("*", "+", "{"):
+                return None
+            ways.pop()
+            ways[-1][1] += max(here)
+        elif mark[0] in "*+{":
+            here[1] += 1
+    return max(ways[0])
 
 
 def _are_texts(value: Any) -> bool:
