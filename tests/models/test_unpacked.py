@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from anchortune.checkpoints.gguf_file import GgufCheckpoint
 from anchortune.config import ModelSection
 from anchortune.errors import CheckpointError
 from anchortune.models import load as module
@@ -135,3 +136,10 @@ def test_a_user_without_a_home_has_no_cache(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", homeless)
     assert cached.cache_folder() is None
+
+
+def test_a_file_of_a_model_that_only_transformers_knows_is_left_to_it(gguf: Path) -> None:
+    gguf.write_bytes(gguf.read_bytes().replace(b"llama", b"bloom"))
+    with pytest.raises(CheckpointError, match="cannot name"):
+        GgufCheckpoint(label="m", path=gguf)
+    cached.check_gguf(gguf)

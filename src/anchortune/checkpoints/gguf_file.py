@@ -63,6 +63,10 @@ def unpermute(weight: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
     return weight.reshape(heads, half, 2, -1).swapaxes(1, 2).reshape(weight.shape)
 
 
+class UnknownArchitecture(CheckpointError):
+    """A GGUF file whose tensors have no names here, though Transformers may know its model."""
+
+
 @dataclass
 class GgufCheckpoint(Checkpoint):
     """A GGUF file as a checkpoint of float32 tensors."""
@@ -81,7 +85,7 @@ class GgufCheckpoint(Checkpoint):
             ) from error
         self._architecture = str(self._field("general.architecture"))
         if self._architecture not in _FAMILIES:
-            raise CheckpointError(
+            raise UnknownArchitecture(
                 f"{self.label} is a GGUF of architecture {self._architecture!r}, whose tensors "
                 f"anchortune cannot name (it can: {', '.join(_FAMILIES)}): give the safetensors"
             )

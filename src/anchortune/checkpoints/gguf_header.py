@@ -6,6 +6,7 @@ and its memory growing, without end. Here every length is held against the file 
 
 from __future__ import annotations
 
+import functools
 import struct
 from pathlib import Path
 from typing import BinaryIO
@@ -27,12 +28,19 @@ _LONGEST_NAME = 1 << 16
 def check_header(path: Path) -> None:
     """Raises a CheckpointError where a GGUF file's header claims what the file cannot hold."""
     try:
-        with path.open("rb") as stream:
-            _Walk(stream, path.stat().st_size).whole()
+        found = path.stat()
+        _walked(path, found.st_size, found.st_mtime_ns)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     except ValueError as error:
         raise CheckpointError(f"{path} is no whole GGUF file ({error}): get it again") from None
+
+
+@functools.lru_cache(maxsize=16)
+def _walked(path: Path, size: int, changed_ns: int) -> None:
+    """Walks once through a file that does not change: a large vocabulary takes a second."""
+    with path.open("rb") as stream:
+        _Walk(stream, size).whole()
 
 
 class _Walk:

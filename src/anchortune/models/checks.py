@@ -32,6 +32,8 @@ def check_counts(label: str, file: Path) -> None:
 def check_shapes(label: str, folder: Path, skeleton: Any) -> None:
     """Refuses weights of other shapes than the config makes, by their headers alone.
 
+    Sides may be in another order: Transformers turns some models' experts round as it loads them.
+
     Args:
         label: what the user calls the model.
         folder: of its weights.
@@ -45,7 +47,7 @@ def check_shapes(label: str, folder: Path, skeleton: Any) -> None:
     stored = folder_tensors(folder)
     for name, parameter in skeleton.named_parameters():
         held = stored[name].shape if name in stored else tuple(parameter.shape)
-        if held != tuple(parameter.shape):
+        if sorted(held) != sorted(parameter.shape):
             raise CheckpointError(
                 f"{label}: {name} is {list(held)} in its weights and {list(parameter.shape)} by "
                 "its config.json; get it again."

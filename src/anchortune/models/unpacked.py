@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from anchortune.checkpoints.gguf_file import GgufCheckpoint
+from anchortune.checkpoints.gguf_file import GgufCheckpoint, UnknownArchitecture
 from anchortune.errors import AnchortuneError
 from anchortune.files import beside, sha256_file
 
@@ -117,7 +117,8 @@ def check_gguf(file: Path) -> None:
 
 @functools.lru_cache(maxsize=16)
 def _checked(file: str, size: int, changed_ns: int) -> None:
-    GgufCheckpoint(label=file, path=Path(file)).check_model()
+    with contextlib.suppress(UnknownArchitecture):  # which Transformers may load all the same
+        GgufCheckpoint(label=file, path=Path(file)).check_model()
 
 
 def write_unpacked(file: Path, folder: Path) -> None:
