@@ -287,3 +287,11 @@ def test_one_file_of_a_hub_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_hub_file_out_of_reach_is_an_error_in_words() -> None:
     with pytest.raises(DataError, match="cannot be reached"):
         load_source(DataSection(path="hf://datasets/nobody/nothing/rows.json"), 0)
+
+
+def test_commas_that_a_spreadsheet_leaves_are_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "d.csv"
+    path.write_text("prompt,completion,,\nq,a,,\nq2,a2,,,, \n", encoding="utf-8")
+    items, report = load(path)
+    assert [item.messages[-1]["content"] for item in items] == ["a", "a2"]
+    assert not report.dropped

@@ -176,11 +176,14 @@ def _read_csv(name: str, text: str) -> tuple[list[Any], list[str]]:
     rows, places = [], []
     try:
         header = list(reader.fieldnames or ())
-        twice = next((one for one, count in Counter(header).items() if count > 1), None)
+        # Spreadsheets put commas after the last column, in the header and in rows.
+        twice = next((one for one, n in Counter(header).items() if n > 1 and one.strip()), None)
         if len(header) > _MOST_COLUMNS or twice is not None:
             why = "more columns than there is use for" if twice is None else "it is there twice"
             raise DataError(f"{name}: the header: {(twice or '…')[:60]!r}: {why}.")
         for row in reader:
+            if not any(map(str.strip, row.get(SURPLUS) or ())):
+                row.pop(SURPLUS, None)
             rows.append(row)
             places.append(f"line {reader.line_num}")
     except csv.Error as error:
