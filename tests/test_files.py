@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from anchortune import files
 from anchortune.files import (
     atomic_directory,
     atomic_path,
     beside,
+    clear_killed,
     explained,
     is_temporary,
     naming,
@@ -143,3 +145,20 @@ def test_what_libraries_say_of_a_failed_write_becomes_the_systems_error(tmp_path
 
 def test_an_error_without_a_number_is_told_by_its_first_line() -> None:
     assert explained(OSError("no such model\nand so on")) == "no such model"
+
+
+def test_what_cannot_be_listed_or_cleared_does_not_stop_a_writer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    left = tmp_path / ".a.json.dead.part.json"
+    left.write_text("{")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", refused)
+        write_json(tmp_path / "a.json", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "_remove", refused)  # another user's, in a folder like /tmp
+        clear_killed(tmp_path / "a.json")
+    assert names(tmp_path) == [left.name, "a.json"]

@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -134,3 +135,23 @@ def test_a_lock_of_no_process_is_no_lock(tmp_path: Path, pid: str) -> None:
     (tmp_path / lock.LOCK_FILE).write_text(f'{{"pid": {pid}, "host": "h", "started": ""}}')
     with pytest.raises(JobError, match=r"lock\.json is no lock file"):
         refuse_if_held(tmp_path)
+
+
+def test_a_number_that_no_process_has_is_dead(tmp_path: Path) -> None:
+    held_by(tmp_path, replace(Holder.here(), pid=10**30, process=None))
+    assert refuse_if_held(tmp_path) is not None
+
+
+def test_a_folder_that_may_be_written_to_and_not_read_can_be_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.open
+
+    def opened(path: object, *options: Any, **more: Any) -> int:
+        if Path(str(path)) == tmp_path:
+            raise PermissionError("as for nobody but root")
+        return real(path, *options, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "open", opened)
+    with locked(tmp_path / "anchor.safetensors"):
+        assert holder_of(tmp_path / "anchor.safetensors") is not None

@@ -134,15 +134,21 @@ def is_temporary(name: str) -> bool:
 def clear_killed(final: Path) -> None:
     """Takes away what killed writers of ``final`` left beside it.
 
-    A living one holds the kernel's lock on what it writes.
+    A living one holds the kernel's lock on what it writes. What may not be listed or deleted (a
+    folder that is open to writers alone, another user's leavings) stays.
     """
-    for entry in os.scandir(final.parent):
-        if not (entry.name.startswith(f".{final.name}.") and is_temporary(entry.name)):
+    try:
+        names = [entry.name for entry in os.scandir(final.parent)]
+    except OSError:
+        return
+    for name in names:
+        if not (name.startswith(f".{final.name}.") and is_temporary(name)):
             continue
-        descriptor = _opened(Path(entry.path))
+        descriptor = _opened(final.parent / name)
         if descriptor is not None:
             if flocked(descriptor, wait=False):
-                _remove(Path(entry.path))
+                with contextlib.suppress(OSError):
+                    _remove(final.parent / name)
             os.close(descriptor)
 
 

@@ -106,7 +106,7 @@ def is_alive(holder: Holder, place: Path) -> bool:
             return False
     try:
         os.kill(holder.pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):  # or a number that no process has
         return False
     except PermissionError:  # somebody else's process, but one that runs
         pass
@@ -129,12 +129,13 @@ def refuse_if_held(place: Path) -> Holder | None:
 def _one_at_a_time(folder: Path) -> Iterator[None]:
     """So that two that find the same stale lock do not both take it over.
 
-    Where a system or a disk has no locks, a tiny race is left.
+    Where a system or a disk has no locks, or the folder may not be read, a tiny race is left.
     """
-    if os.name != "posix":
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
         yield
         return
-    descriptor = os.open(folder, os.O_RDONLY)
     try:
         flocked(descriptor)
         yield
