@@ -25,7 +25,9 @@ _LEAST_SECRET = 8
 #: Secrets that are known by their form: in an address, in a header, of the Hub and of OpenAI.
 _SECRET_FORMS = (
     (re.compile(r"(?<=://)[^/\s@]+(?=@)"), "***"),
-    (re.compile(r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{8,}"), r"\1 ***"),
+    (re.compile(r"(?i)\b(bearer)\s+[\w.~+/=-]{8,}"), r"\1 ***"),
+    # Base64 has more than small letters, and "basic instructions" are no secret.
+    (re.compile(r"\b((?i:basic))\s+(?=[\w+/-]*[A-Z0-9=])[\w.~+/=-]{8,}"), r"\1 ***"),
     (re.compile(r"\b(hf_|sk-)[\w-]{16,}"), r"\1***"),
 )
 

@@ -141,9 +141,11 @@ def test_what_is_no_secret_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHORT_KEY", "main")
     for text in (
         "false-and-long", "the main branch", "http://host/v1 and a@b.example", "hf_model",
-        "sk-learn", "runs/job: token 12 of 30", "bearer of news",
+        "sk-learn", "runs/job: token 12 of 30", "bearer of news", "Basic instructions.jsonl",
     ):  # fmt: skip
         assert without_secrets(text) == text
+    for scheme in ("Basic", "basic"):
+        assert without_secrets(f"{scheme} bWU6cGFzc3dvcmQ=, x") == f"{scheme} ***, x"
 
 
 def test_a_missing_key_is_told_by_the_name_of_its_variable(
