@@ -212,6 +212,9 @@ def test_steps_that_have_nothing_to_learn_say_nothing_of_lambda() -> None:
     for line in found[::4]:
         line["asft/task_grad_norm"] = 0.5
     assert review(found) == []
+    for line in found[1::2]:
+        line["asft/task_grad_norm"] = math.nan  # a GradScaler at work
+    assert review(found, scaled=True) == []
 
 
 def test_a_penalty_that_swamps_the_task() -> None:
