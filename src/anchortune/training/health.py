@@ -178,7 +178,7 @@ class Health:
                 self._passes.append([])
             self._passes[number].append(self._losses[-1])
         ours, tasks = line.get("asft/penalty_grad_norm"), line.get("asft/task_grad_norm")
-        # Some of GRPO's steps have nothing to learn, some of a GradScaler's overflow, whatever λ is.
+        # Some steps have nothing to learn (GRPO) or overflow (a GradScaler's), whatever λ is.
         if ours is not None and tasks and math.isfinite(tasks):
             self._ratios.append(float(ours) / float(tasks))
 
