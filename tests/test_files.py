@@ -15,6 +15,7 @@ from anchortune.files import (
     atomic_path,
     beside,
     clear_killed,
+    discard,
     explained,
     is_temporary,
     naming,
@@ -162,3 +163,10 @@ def test_what_cannot_be_listed_or_cleared_does_not_stop_a_writer(
         patch.setattr(files, "_remove", refused)  # another user's, in a folder like /tmp
         clear_killed(tmp_path / "a.json")
     assert names(tmp_path) == [left.name, "a.json"]
+
+
+def test_a_link_to_a_folder_is_discarded_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "checkpoints").symlink_to("scratch")
+    discard(tmp_path / "checkpoints")
+    assert names(tmp_path) == ["scratch"]

@@ -318,11 +318,14 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
 
 
 def discard(folder: Path) -> None:
-    """Deletes a folder, which is gone at once: nobody sees a part of it, whenever this is cut."""
+    """Deletes a folder, which is gone at once: nobody sees a part of it, whenever this is cut.
+
+    Of one that is a link, the link: what it leads to may be somebody's.
+    """
     clear_killed(folder)
     going = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.part")
     folder.rename(going)
-    shutil.rmtree(going, ignore_errors=True)
+    _remove(going)
 
 
 def write_text(path: str | Path, text: str) -> None:

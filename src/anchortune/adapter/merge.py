@@ -63,10 +63,11 @@ def check_fit(skeleton: Any, adapter: str | Path) -> None:
     found = 0
     for key, info in read_header(folder / WEIGHTS)[0].items():
         module, mark, rest = key.partition(".lora_")
+        found += rest in {"A.weight", "B.weight", "embedding_A", "embedding_B"}
         if not mark or rest not in {"A.weight", "B.weight"}:
             continue
-        found += 1
-        name = module.removeprefix("base_model.model.")
+        # Of a second weight of one module (experts), PEFT's layer lies round the first one's.
+        name = module.removeprefix("base_model.model.").replace(".base_layer", "")
         try:
             layer = skeleton.get_submodule(name)
         except AttributeError:
