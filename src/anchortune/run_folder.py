@@ -139,7 +139,8 @@ class RunFolder:
         """
         if not (self.path / LOCK_FILE).is_file():
             return
-        with locked(self.path):
+        # A complete run may lie where nothing may be written any more, and is read all the same.
+        with contextlib.suppress(OSError), locked(self.path):
             for folder in unneeded:
                 clear_killed(folder)
                 if folder.is_dir():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Callable
@@ -121,6 +122,18 @@ def test_what_a_process_left_that_was_killed_at_the_very_end_is_taken_away(tmp_p
     os.utime(folder.path / "lock.json", (0, 0))
     folder.tidy(folder.checkpoints)
     assert list(folder.path.iterdir()) == []
+
+
+def test_what_may_not_be_taken_away_stops_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    (tmp_path / "lock.json").write_text('{"pid": 1, "host": "elsewhere", "started": ""}')
+    os.utime(tmp_path / "lock.json", (0, 0))
+    monkeypatch.setattr("anchortune.lock.write_json", refused)
+    RunFolder(tmp_path, {"a": 1}).tidy()
 
 
 def test_a_killed_claim_leaves_a_folder_that_can_be_claimed(tmp_path: Path) -> None:
