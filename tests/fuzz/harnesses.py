@@ -6,7 +6,10 @@ Any other exception is a finding. `run.py` drives them by coverage with atheris,
 
 from __future__ import annotations
 
+import atexit
 import json
+import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -39,9 +42,11 @@ from anchortune.sections import RowsSection
 from tests.corpus import writers
 
 Harness = Callable[[bytes], None]
+_MEMORY = "/dev/shm"
 _FOLDER = Path(
-    tempfile.mkdtemp(prefix="fuzz", dir="/dev/shm" if Path("/dev/shm").is_dir() else None)
+    tempfile.mkdtemp(prefix="fuzz", dir=_MEMORY if os.access(_MEMORY, os.W_OK) else None)
 )
+atexit.register(shutil.rmtree, _FOLDER, ignore_errors=True)
 #: Divides the parts of an input that are written to different places.
 CUT = b"\0\0\0\0"
 

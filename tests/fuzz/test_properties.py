@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import csv
 import io
 import json
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -35,14 +37,14 @@ PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | TEXTS
 TREES = st.recursive(
     PLAIN, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXTS, inner, max_size=4)
 )
+FOLDER = Path(tempfile.mkdtemp())  # of this process alone: examples share their files
+atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)
 FEW = settings(max_examples=60)
 
 
 def put(name: str, data: bytes) -> str:
-    folder = Path(tempfile.gettempdir()) / "properties"
-    folder.mkdir(exist_ok=True)
-    (folder / name).write_bytes(data)
-    return str(folder / name)
+    (FOLDER / name).write_bytes(data)
+    return str(FOLDER / name)
 
 
 def shown(error: Exception) -> None:
