@@ -138,7 +138,7 @@ def test_it_goes_with_a_plug_in_that_brings_its_own_trainer(place: Path) -> None
     [
         (None, "has no section anchortune"),
         ({"anchor": "gone.safetensors"}, "gone.safetensors"),
-        ({"anchor": "anchor.safetensors", "lamda": 1.0}, "unknown key 'lamda'"),
+        ({"anchor": "anchor.safetensors", "weight": 1.0}, "unknown key 'weight'"),
     ],
 )
 def test_a_section_that_cannot_be_used_stops_axolotl(
