@@ -230,7 +230,7 @@ OTHERS: list[tuple[str, str, str, str]] = [
         HEAD.replace("data: {path: gone.jsonl}", "judges: [5]"),
         "unknown key",
     ),
-    ("eval", "an unknown key", "modell: {path: a}\noutput: out\n", "unknown key 'modell'"),
+    ("eval", "an unknown key", "modelx: {path: a}\noutput: out\n", "unknown key 'modelx'"),
     ("mix", "a share above 1", "benign: {path: a}\npoison_ratio: 10\n", "at most 1"),
     (
         "mix",
