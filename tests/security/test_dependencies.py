@@ -23,6 +23,8 @@ PAGE = (ROOT / "docs" / "security.md").read_text("utf-8")
 IMPORTED_AS = {"pyyaml": "yaml"}
 #: Needed without being imported, as the table says.
 UNSEEN = {"accelerate"}
+#: Tools that load a plug-in of ours, so that they are there where its module is imported.
+HOSTS = {path.stem for path in (ROOT / "src/anchortune/integrations").glob("[!_]*.py")}
 
 
 def names(requirements: list[str]) -> list[str]:
@@ -34,9 +36,10 @@ EXTRAS = PROJECT["optional-dependencies"]
 
 
 def imported() -> set[str]:
-    """Every module from outside that the package imports, wherever it does so."""
+    """Every module from outside that the package imports, but a plug-in's own host."""
     found = set()
     for path in (ROOT / "src").rglob("*.py"):
+        host = {path.stem} & HOSTS if path.parent.name == "integrations" else set()
         tree = ast.parse(path.read_text("utf-8"))
         typing = {
             id(inner)
@@ -48,9 +51,9 @@ def imported() -> set[str]:
             if id(node) in typing:  # for type checkers alone
                 continue
             if isinstance(node, ast.Import):
-                found |= {alias.name.partition(".")[0] for alias in node.names}
+                found |= {alias.name.partition(".")[0] for alias in node.names} - host
             elif isinstance(node, ast.ImportFrom) and not node.level:
-                found.add((node.module or "").partition(".")[0])
+                found |= {(node.module or "").partition(".")[0]} - host
     return found - set(sys.stdlib_module_names) - {"anchortune", "__future__"}
 
 
