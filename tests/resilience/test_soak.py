@@ -28,6 +28,7 @@ def test_six_runs_hold_no_more_than_three(tmp_path: Path) -> None:
 
 @needs_proc
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_two_hundred_runs_hold_no_more_than_twenty(tmp_path: Path) -> None:
     found = soak(tmp_path, 200)
     level(found, 20, objects_a_run=20)

@@ -63,6 +63,7 @@ def test_the_second_is_told_who_is_there(name: str, make: MakeScene) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", [*HELD, "sweep"])
 def test_two_started_together_do_it_once(name: str, make: MakeScene) -> None:
     scene = make(name)

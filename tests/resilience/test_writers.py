@@ -107,6 +107,7 @@ def test_a_killed_writer_leaves_the_old_or_the_new(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", WRITERS)
 def test_killed_at_every_act(name: str, tmp_path: Path, record_property: Any) -> None:
     found = checked([name], tmp_path)
@@ -116,6 +117,7 @@ def test_killed_at_every_act(name: str, tmp_path: Path, record_property: Any) ->
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_full_disk_at_every_act(name: str, tmp_path: Path, record_property: Any) -> None:
     """The error names the place; what was there stays; with room again, it is done."""

@@ -83,6 +83,7 @@ def test_a_training_whose_files_grow_too_large(make: MakeScene, most_bytes: int)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", SCENES)
 def test_the_disk_fills_at_a_random_moment(
     name: str, make: MakeScene, record_property: Callable[[str, object], None]
