@@ -42,6 +42,7 @@ CONFIGS: list[tuple[str, Any, str]] = [
     ("a rank by pattern that is another", {"rank_pattern": {"q_proj": 4}}, "says 4"),
     ("an alpha by pattern of NaN", {"alpha_pattern": {"q_proj": float("nan")}}, "no number"),
     ("a pattern without its bracket", {"rank_pattern": {"(q": 2}}, "is no pattern"),
+    ("a pattern that closes nothing", {"rank_pattern": {"q)|(v": 2}}, "is no pattern"),
     ("a pattern that never ends", {"rank_pattern": {"(a+)+$": 2}}, HANGS),
     ("a pattern of alternatives without end", {"alpha_pattern": {"(.|a)*b": 2}}, HANGS),
     ("a pattern of many repeats", {"rank_pattern": {".*" * 9 + "x": 2}}, HANGS),

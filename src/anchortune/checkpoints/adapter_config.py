@@ -129,8 +129,9 @@ def _repeats(pattern: str) -> int | None:
         elif mark[0] == ")":
             if pattern[mark.end() : mark.end() + 1] in ("*", "+", "{"):
                 return None
-            ways.pop()
-            ways[-1][1] += max(here)
+            if len(ways) > 1:  # else it closes nothing, and is no pattern
+                ways.pop()
+                ways[-1][1] += max(here)
         elif mark[0] in "*+{":
             here[1] += 1
     return max(ways[0])
