@@ -153,6 +153,17 @@ class Penalty:
         else:
             self._stacks = build_stacks(targets, *settings)
 
+    def terms(self, lam: float, lam_inside: float) -> tuple[Side, float, float]:
+        """(side, free, times) by which a ``Moment`` gives ``λ·∇R + λ_inside·∇R_inside``.
+
+        Raises:
+            AnchorError: there is a lam_inside, and the operator and side have no such part.
+        """
+        if not lam_inside:
+            return self.side, 0.0, lam
+        check_inside(self.operator, self.side, lam_inside)
+        return (self.side, lam_inside / lam, lam) if lam else ("along", 0.0, lam_inside)
+
     @torch.no_grad()
     def add_gradient_(
         self,
@@ -179,17 +190,11 @@ class Penalty:
         Raises:
             AnchorError: there is a lam_inside, and the operator and side have no such part.
         """
-        side, free = self.side, 0.0
-        if lam_inside:
-            check_inside(self.operator, self.side, lam_inside)
-            if lam:
-                free = lam_inside / lam
-            else:
-                side, lam = "along", lam_inside
+        side, free, times = self.terms(lam, lam_inside)
         moment = moment or self.moment()
         held: list[Tensor] = []
         added: list[Tensor] = []
-        gradients = moment.gradients(side, free, lam * grad_scale)
+        gradients = moment.gradients(side, free, times * grad_scale)
         for parameter, gradient in zip(moment.parameters(), gradients, strict=True):
             if not parameter.requires_grad:  # the frozen A of LoRA-FA, for one
                 continue

@@ -37,25 +37,18 @@ class Pull:
     device until it is logged.
     """
 
-    def __init__(
-        self, moment: Moment, side: Side, lam: float, lam_inside: float, grad_scale: float
-    ) -> None:
+    def __init__(self, moment: Moment, terms: tuple[Side, float, float], grad_scale: float) -> None:
         """Takes the sizes before the penalty is added.
 
         Args:
             moment: the update as it is.
-            side: the part that λ multiplies.
-            lam: λ.
-            lam_inside: the weight of what the off side leaves free.
+            terms: of the penalty at its λ.
             grad_scale: what the task's gradients were multiplied by.
         """
         self._scale = grad_scale
         self._parameters = [p for p in moment.parameters() if p.requires_grad]
         task = _size([p.grad for p in self._parameters if p.grad is not None])
-        if lam:
-            added = moment.gradients(side, lam_inside / lam, lam)
-        else:
-            added = moment.gradients("along", 0.0, lam_inside)
+        added = moment.gradients(*terms)
         kept = [g for p, g in zip(moment.parameters(), added, strict=True) if p.requires_grad]
         self._sizes = [task, _size(kept)]
 

@@ -173,7 +173,8 @@ class AsftMixin:
                 scale = grad_scale(trainer)
                 if is_logged(trainer):
                     moment = moment or state.penalty.moment()
-                    pull = Pull(moment, state.penalty.side, state.lam_used, state.lam_inside, scale)
+                    terms = state.penalty.terms(state.lam_used, state.lam_inside)
+                    pull = Pull(moment, terms, scale)
                 state.penalty.add_gradient_(
                     state.lam_used, lam_inside=state.lam_inside, grad_scale=scale, moment=moment
                 )

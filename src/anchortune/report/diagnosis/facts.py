@@ -317,6 +317,11 @@ class Facts:
         """Why a topic is not known."""
         return self.missing.get(topic, "nothing of it was found")
 
+    @property
+    def no_penalty(self) -> str:
+        """Why nothing is known of a penalty, where there is none."""
+        return self.why("training") if self.training is None else "there is no penalty"
+
     def of(self, *kinds: Kind) -> list[Measured]:
         """The measures of some kinds."""
         return [one for one in self.measures or () if one.kind in kinds]

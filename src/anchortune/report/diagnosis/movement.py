@@ -55,7 +55,7 @@ def free_part(facts: Facts) -> Said:
     """Is what was lost lost inside the part that the operator leaves free?"""
     run = facts.training
     if run is None or run.penalty is None:
-        return Unseen("there is no penalty" if run is not None else facts.why("training"))
+        return Unseen(facts.no_penalty)
     operator, side = run.penalty.get("operator"), run.penalty.get("side", "off")
     share, energy = run.last.get("asft/penalised_share"), facts.energy
     if side != "off" or operator in ("gram", "none"):

@@ -153,7 +153,7 @@ def penalty_acted(facts: Facts) -> Said:
     """Is the update another one than without the penalty?"""
     run, plain = facts.training, facts.plain
     if run is None or run.penalty is None:
-        return Unseen("there is no penalty" if run is not None else facts.why("training"))
+        return Unseen(facts.no_penalty)
     mend = (
         "raise penalty.lam tenfold until asft/penalised_share falls below the share by chance, or "
         "set lam: auto; and train for more than a few steps, for the penalty has no gradient while "
@@ -241,7 +241,7 @@ def anchor_modules(facts: Facts) -> Said:
     """Was the penalty bound to all that was trained?"""
     run, lie = facts.training, facts.lie
     if run is None or run.penalty is None:
-        return Unseen("there is no penalty" if run is not None else facts.why("training"))
+        return Unseen(facts.no_penalty)
     loose = run.last.get("asft/unpenalised_energy")
     if loose and run.energy is not None and loose > 0.01 * run.energy:
         return Finding(
@@ -273,7 +273,7 @@ def anchor_selective(facts: Facts) -> Said:
     """Does the operator tell dW from a random direction, and is dW more than noise?"""
     run, lie = facts.training, facts.beside
     if run is None or run.penalty is None:
-        return Unseen("there is no penalty" if run is not None else facts.why("training"))
+        return Unseen(facts.no_penalty)
     if lie is None:
         return Unseen(facts.why("lie"))
     operator, side = str(run.penalty.get("operator")), run.penalty.get("side", "off")

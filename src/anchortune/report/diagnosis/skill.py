@@ -56,7 +56,7 @@ def lam_too_high(facts: Facts) -> Said:
     """Does the penalty outweigh the task?"""
     run = facts.training
     if run is None or run.penalty is None:
-        return Unseen("there is no penalty" if run is not None else facts.why("training"))
+        return Unseen(facts.no_penalty)
     penalty, loss, lam = run.tenth("asft/penalty", True), run.tenth("loss", True), run.lam
     if penalty is None or loss is None or lam is None:
         return Unseen("no log of the run's loss and penalty")
