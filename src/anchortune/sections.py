@@ -29,6 +29,9 @@ JudgeName = Literal[
 ]  # fmt: skip
 
 
+TrackerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
+
+
 class Section(BaseModel):
     """A section of a config: unknown keys are refused, types are not coerced."""
 
@@ -230,6 +233,14 @@ class MachineSection(Section):
         False,
         description="Keep every checkpoint when the run is complete; else the last two are "
         "kept while it runs and none after.",
+    )
+    report_to: Annotated[
+        list[TrackerName],
+        BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
+    ] = Field(
+        default_factory=list,
+        description="Trackers that get what log.jsonl gets while it is trained: a name or several "
+        "of `tensorboard`, `wandb`, `trackio` and `mlflow`. See [Trackers](trainers.md#trackers).",
     )
 
 

@@ -42,6 +42,7 @@ from anchortune.training.probe import Probe, plan_probe
 from anchortune.training.refresh import Refresh, check_refresh, plan_refresh
 from anchortune.training.refusal_direction import RefusalDirection, plan_activations
 from anchortune.training.template import Template
+from anchortune.training.trackers import check_trackers
 
 if TYPE_CHECKING:
     from anchortune.anchor.anchor import Anchor
@@ -255,6 +256,8 @@ def plan_stage(
     if activations is not None:
         folder.identity["activations_sha256"] = activations.prompts_sha256
     state = folder.state()
+    if state is not State.COMPLETE:
+        check_trackers(config.machine.report_to)
     total = sum(parameter.numel() for parameter in skeleton.parameters())
     notes = [finding.told for finding in of_data(data.summary(), screened)]
     if chain.start.adapter is not None and config.lora is not None:

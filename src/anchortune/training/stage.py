@@ -40,6 +40,7 @@ from anchortune.training.probing import (
 from anchortune.training.refresh import attach_refresh
 from anchortune.training.task_loss import attach_task_loss
 from anchortune.training.terms import attach_terms
+from anchortune.training.trackers import run_name, tracking
 from anchortune.training.trainers import make_trainer
 from anchortune.training.watch import attach_health, health_findings
 
@@ -61,7 +62,9 @@ def run_stage(plan: Plan) -> Record:
     if plan.state is not State.COMPLETE:
         with plan.folder.held() as state:
             if state is not State.COMPLETE:
-                return _run(plan)
+                path, trackers = plan.folder.path, plan.config.machine.report_to
+                with tracking(trackers, path, run_name(path, plan.folder.digest)):
+                    return _run(plan)
     plan.folder.tidy(*unneeded(plan))
     logger.info("%s is complete; nothing to do", plan.folder.path)
     return read_record(plan.folder.path)

@@ -13,6 +13,7 @@ from anchortune.training.labelled import takes_labelled_positions
 from anchortune.training.lora import add_lora, freeze_other_layers, lora_config
 from anchortune.training.plan import Plan
 from anchortune.training.sharing import attach_sharing, can_share
+from anchortune.training.trackers import run_name, tracker_arguments
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,8 @@ def make_trainer(plan: Plan, model: Any, journal: loop.Journal) -> Any:
         plan.steps,
         per_epoch if ordered else None,
     )
+    name = run_name(plan.folder.path, plan.folder.digest)
+    options |= tracker_arguments(plan.config, name)
     if isinstance(plan.data, PreferenceData):
         trainer = _dpo_trainer(plan, model, options)
     elif isinstance(plan.data, PromptData) and section is not None:
