@@ -11,6 +11,7 @@ from anchortune._version import __version__
 from anchortune.cli.align import align
 from anchortune.cli.anchor import app as anchor_app
 from anchortune.cli.basin import basin
+from anchortune.cli.card import card, push
 from anchortune.cli.diagnose import diagnose
 from anchortune.cli.drift import drift, separate
 from anchortune.cli.eval import evaluate
@@ -44,6 +45,8 @@ app.command()(screen)
 app.command("eval")(evaluate)
 app.command()(gate)
 app.command()(diagnose)
+app.command()(card)
+app.command()(push)
 app.command()(run)
 app.command()(status)
 app.command()(sweep)

@@ -16,6 +16,8 @@ from anchortune.jobs.folder import RELEASED, digest_of
 from anchortune.jobs.judging import gate_of
 from anchortune.jobs.step import Job, Ready
 from anchortune.record import read_record
+from anchortune.report.card import CARD_FILE, card
+from anchortune.report.card_source import Part, made_by_job
 
 RELEASE_FILE = "release.json"
 UNGATED = "The job sets no limits, so no gate held the result against any."
@@ -38,6 +40,8 @@ class ReleaseStep:
                 "record": trained["record_sha256"],
                 "gate": job.states["gate"].outputs if "gate" in job.states else None,
                 "arm": arm.name,
+                "evaluation": job.states["evaluate"].outputs,
+                "screen": job.states["screen"].outputs if "screen" in job.states else None,
             }
         )
         state = job.folder.done(self.name)
@@ -55,7 +59,7 @@ class ReleaseStep:
 
     def _put(self, job: Job, arm: str, gate: dict[str, Any] | None) -> dict[str, Any]:
         source = job.folder.train(arm)
-        made: dict[str, Any] = job.states[f"train-{arm}"].outputs["made"]
+        made: dict[Part, Any] = job.states[f"train-{arm}"].outputs["made"]
         decision = gate["decision"] if gate is not None else None
         note = {
             "arm": arm,
@@ -76,6 +80,7 @@ class ReleaseStep:
                         f"{source / folder} is not what its training wrote; run the job again."
                     )
                 write_json(temporary / RELEASE_FILE, note)
+                _write_card(job, temporary, folder, arm, gate)
         main = next(name for name in RELEASED if name in made)
         path = (place / main).relative_to(job.folder.path)
         return {
@@ -84,6 +89,20 @@ class ReleaseStep:
             "released": place == job.folder.path,
             "decision": decision,
         }
+
+
+def _write_card(job: Job, place: Path, part: Part, arm: str, gate: dict[str, Any] | None) -> None:
+    screened = job.states.get("screen")
+    made = made_by_job(
+        job.folder.path,
+        place,
+        part,
+        arm=arm,
+        config=job.config.model_dump(mode="json"),
+        gate=gate,
+        screen=None if screened is None else screened.outputs,
+    )
+    (place / CARD_FILE).write_text(card(made), encoding="utf-8")
 
 
 def _place(job: Job, gate: dict[str, Any] | None) -> Path:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 from anchortune.evaluation.results import Agreement, Difference, Measure
 from anchortune.untrusted import markdown_cell as markdown_cell
 from anchortune.untrusted import shown as shown
+
+_IN_A_WORD = re.compile(r"(?<=\w)\\_(?=\w)")
 
 KINDS = {
     "harm": "harmful score",
@@ -16,6 +20,11 @@ KINDS = {
 }
 """The kinds of measures, in the order in which they are shown."""
 MISSING = "–"
+
+
+def markdown_text(text: str) -> str:
+    """As ``markdown_cell``, with underscores within words as they are: there they do nothing."""
+    return _IN_A_WORD.sub("_", markdown_cell(text))
 
 
 def percent(fraction: float) -> str:
