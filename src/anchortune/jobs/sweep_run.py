@@ -29,7 +29,7 @@ from anchortune.evaluation.outputs import OUTPUTS_FILE, OutputLog, read_outputs,
 from anchortune.evaluation.plan import COHERENCE, EvalPlan, plan_eval
 from anchortune.evaluation.verdicts import VERDICTS_FILE, VerdictLog
 from anchortune.evaluation.wholeness import LIKELIHOODS_FILE, look_at_answers
-from anchortune.files import DISK, sha256_file, write_json
+from anchortune.files import DISK, naming, sha256_file, write_json
 from anchortune.jobs.carry import carry
 from anchortune.jobs.folder import digest_of
 from anchortune.jobs.sweep import Run, Sweep
@@ -72,7 +72,7 @@ def execute(sweep: Sweep, run: Run) -> RunRecord:
             if isinstance(failure, OSError) and failure.errno in DISK:
                 raise  # a full disk is no failure of this run, and would be one of all others
             outcomes, error = [], sentence_of(failure)
-            with log.open("a", encoding="utf-8") as stream:
+            with naming(log), log.open("a", encoding="utf-8") as stream:
                 stream.write(traceback.format_exc())
             logger.info("   failed: %s", error)
     made.timings["all_s"] = time.perf_counter() - started
@@ -104,7 +104,8 @@ class _Log(logging.FileHandler):
 def _logged(path: Path) -> Iterator[Path]:
     """What we log goes to ``path`` too."""
     root = logging.getLogger("anchortune")
-    path.write_text("", encoding="utf-8")
+    with naming(path):
+        path.write_text("", encoding="utf-8")
     # Appending, for the traceback of a failure is appended too.
     handler = _Log(path, mode="a", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
@@ -113,7 +114,9 @@ def _logged(path: Path) -> Iterator[Path]:
         yield path
     finally:
         root.removeHandler(handler)
-        handler.close()
+        # What it still held does not fit on a full disk, which the run itself has told of.
+        with contextlib.suppress(OSError):
+            handler.close()
 
 
 @dataclass(frozen=True)
