@@ -76,7 +76,7 @@ def test_a_file_that_grows_too_large_is_named(make: MakeScene) -> None:
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("place", [0.25, 0.5, 1.0])
 def test_a_training_whose_files_grow_too_large(make: MakeScene, place: float) -> None:
-    """A file may be a byte smaller than one that it writes: a small one, a middling, the largest."""
+    """A file may be a byte smaller than one that it writes: a small, a middling, the largest."""
     scene = make("train")
     assert with_fault(scene, Fault(scene.root)).wait(500) == 0
     expected = scene.done()
