@@ -16,6 +16,7 @@ from anchortune.checkpoints.names import module_names
 from anchortune.checkpoints.source import open_checkpoint
 from anchortune.errors import CheckpointError, PairError
 from tests import tiny
+from tests.corpus import writers
 
 
 @pytest.fixture(scope="module")
@@ -151,3 +152,13 @@ def test_the_real_gguf_is_what_transformers_loads() -> None:
     assert len(module_names(checkpoint.tensors)) == 30 * 7 + 1
     for name in checkpoint.tensors:
         assert torch.equal(checkpoint.read(name).value, model[name]), name
+
+
+def test_a_query_weight_without_dimensions_is_told(tmp_path: Path) -> None:
+    """Found by fuzzing: the rows of a number cannot be put in Hugging Face's order."""
+    path = tmp_path / "number.gguf"
+    path.write_bytes(writers.gguf(tensors=[writers.gguf_tensor("blk.0.attn_q.weight", [], 0, 0)]))
+    checkpoint = opened(path)
+    [name] = checkpoint.tensors
+    with pytest.raises(CheckpointError, match=r"q_proj\.weight' has no rows: get it again"):
+        checkpoint.read(name)

@@ -194,12 +194,15 @@ class GgufCheckpoint(Checkpoint):
         shape = self._stored[name].shape
         value = np.asarray(value, dtype=np.float32).reshape(shape)
         if self._architecture == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
-            value = unpermute(value, self._heads(name, shape[0]))
+            value = unpermute(value, self._heads(name, shape))
         digest = tensor_digest(name, kind, shape, np.ascontiguousarray(tensor.data))
         self.digests[name] = digest
         return RawTensor(torch.from_numpy(np.array(value, copy=True)), digest)
 
-    def _heads(self, name: str, rows: int) -> int:
+    def _heads(self, name: str, shape: tuple[int, ...]) -> int:
+        if not shape:
+            raise CheckpointError(f"{self.label}: {name!r} has no rows: get it again")
+        rows = shape[0]
         heads = self._field("llama.attention.head_count")
         if name.endswith("k_proj.weight"):
             heads = self._field("llama.attention.head_count_kv") or heads
