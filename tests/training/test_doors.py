@@ -129,6 +129,37 @@ def test_trl_trainers_take_the_steps_of_autograd_on_the_penalty(
     assert not same(attached, plain)
 
 
+def test_a_step_that_somebody_set_on_the_object_is_followed_by_the_penalty(
+    folder: Path, tmp_path: Path
+) -> None:
+    """As unsloth's token budget does it: two backward passes behind one training_step."""
+    found = []
+    for split in (False, True):
+        trainer = InOrder(adapted(folder), arguments(tmp_path, max_steps=2), train_dataset=Rows())
+        if split:
+            step, calls = trainer.training_step, []
+
+            def halves(
+                model: Any,
+                inputs: Any,
+                items: Any = None,
+                step: Any = step,
+                calls: list[int] = calls,
+            ) -> Any:
+                calls.append(1)
+                parts = [{k: v[i : i + 2] for k, v in inputs.items()} for i in (0, 2)]
+                return sum(step(model, part, items) for part in parts)
+
+            trainer.training_step = halves
+        attach(trainer, anchor_for(folder), lam=0.3)
+        trainer.train()
+        assert trainer._asft.fired == 2
+        found.append(weights(trainer.model))
+    assert len(calls) == 2
+    for name, whole in found[0].items():
+        torch.testing.assert_close(found[1][name], whole, rtol=1e-4, atol=1e-5)
+
+
 def train(folder: Path, out: Path, batch: int) -> None:
     """What one process does, or each of several; the first leaves what came out."""
     out.mkdir(exist_ok=True)

@@ -29,13 +29,31 @@ def check_trainer(trainer: Any, instead: str) -> None:
 def put_in_front(trainer: Any, mixin: type, prefix: str) -> None:
     """Makes the trainer's class a subclass of its own class with ``mixin`` before it.
 
+    Methods that somebody has set on the object itself, as unsloth's token budget does, would hide
+    the mixin's: they go between the two classes.
+
     Args:
         trainer: the trainer, which is changed.
         mixin: its methods call the class's own by ``super()``.
         prefix: of the new class's name.
     """
     cls = type(trainer)
-    trainer.__class__ = type(prefix + cls.__name__, (mixin, cls), {"__module__": cls.__module__})
+    names = [name for name in vars(mixin) if callable(trainer.__dict__.get(name))]
+    below = cls
+    if names:
+        own = {name: _unbound(trainer.__dict__.pop(name)) for name in names}
+        below = type(cls.__name__, (cls,), {"__module__": cls.__module__, **own})
+    made = type(prefix + cls.__name__, (mixin, below), {"__module__": cls.__module__})
+    trainer.__class__ = made
+
+
+def _unbound(bound: Any) -> Any:
+    """A method for a class that calls ``bound``, which knows its object."""
+
+    def method(_self: Any, *args: Any, **kwargs: Any) -> Any:
+        return bound(*args, **kwargs)
+
+    return method
 
 
 def grad_scale(trainer: Any) -> float:
