@@ -44,7 +44,7 @@ ORDER = [
         "training",
         "integrations",
     ),
-    *("evaluation", "report", "landscape", "jobs", "cli"),
+    *("evaluation", "report", "landscape", "jobs", "setup", "cli"),
 ]
 #: Beyond the order: what a package must not know though it comes later.
 APART = {

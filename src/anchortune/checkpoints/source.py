@@ -114,22 +114,26 @@ def _snapshot(repo_id: str, revision: str | None, token: str | bool | None) -> P
     return Path(folder)
 
 
-def _licence(folder: Path) -> str | None:
-    """``license`` (or ``license_name``) from the front matter of the model card, if it says."""
+def front_matter(folder: Path) -> dict[str, Any]:
+    """What the model card in a folder says of itself before its text; empty where there is none."""
     card = folder / "README.md"
     if not card.is_file():
-        return None
+        return {}
     with card.open(encoding="utf-8", errors="replace") as stream:
         first, *lines = stream.read(_FRONT_CHARACTERS).splitlines() or [""]
     ends = [number for number, line in enumerate(lines) if line.startswith("---")]
     if first.strip() != "---" or not ends:
-        return None
+        return {}
     try:
         front = parse_yaml("\n".join(lines[: ends[0]]), str(card))
     except ConfigError:
-        return None
-    if not isinstance(front, dict):
-        return None
+        return {}
+    return front if isinstance(front, dict) else {}
+
+
+def _licence(folder: Path) -> str | None:
+    """``license`` (or ``license_name``) from the front matter of the model card, if it says."""
+    front = front_matter(folder)
     value = front.get("license")
     if value == "other":
         value = front.get("license_name") or value

@@ -13,10 +13,12 @@ from anchortune.cli.anchor import app as anchor_app
 from anchortune.cli.basin import basin
 from anchortune.cli.card import card, push
 from anchortune.cli.diagnose import diagnose
+from anchortune.cli.doctor import doctor
 from anchortune.cli.drift import drift, separate
 from anchortune.cli.eval import evaluate
 from anchortune.cli.gate import gate
 from anchortune.cli.groups import Group
+from anchortune.cli.init import init
 from anchortune.cli.judge import app as judge_app
 from anchortune.cli.mix import mix
 from anchortune.cli.project import extrapolate, project
@@ -39,6 +41,8 @@ app = typer.Typer(
     rich_markup_mode=None,  # Rich takes as long to load as all the rest of --help
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command()(init)
+app.command()(doctor)
 app.command()(train)
 app.command()(align)
 app.command()(screen)
