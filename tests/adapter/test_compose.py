@@ -55,7 +55,10 @@ def test_one_adapter_does_what_both_do(tmp_path: Path, family: str, one: Any, tw
     parts = read_adapter(first), read_adapter(second)
     composed = tmp_path / "both"
     composed.mkdir()
-    write_adapter(composed, *compose(*parts, base=str(base)))
+    state, config = compose(*parts, base=str(base))
+    write_adapter(composed, state, config)
+    # llama.cpp divides the one alpha by the rank of each tensor.
+    assert {config["lora_alpha"] / b.shape[1] for n, b in state.items() if "lora_B" in n} == {1.0}
     found = logits(AutoPeftModelForCausalLM.from_pretrained(composed, dtype=torch.float32))
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
     assert (found - logits(merge_adapter(load(base), second))).abs().max() > 1e-2

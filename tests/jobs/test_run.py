@@ -16,9 +16,11 @@ from anchortune.jobs import run
 from anchortune.jobs.folder import JobFolder
 from anchortune.jobs.run import run_job
 from anchortune.jobs.screening import sentence
+from anchortune.jobs.share import plan_upload
 from anchortune.jobs.status import read_status
 from anchortune.lock import locked
 from anchortune.record import read_record
+from anchortune.report.card_source import read_made
 from tests.jobs.conftest import FAILS, OPEN, PASSES, Make, Passed, write_rows
 
 STEPS = ["anchor", "train-sft", "train-asft", "evaluate", "gate", "report", "release"]
@@ -210,6 +212,9 @@ def test_all_weights_trained_over_an_adapter(make: Make) -> None:
     assert result.adapter.name == "model"
     assert result.lines()[1].startswith("model   ")
     assert (result.adapter / "config.json").is_file()
+    assert "library_name: transformers" in (result.adapter / "README.md").read_text()
+    upload = plan_upload(read_made(result.folder), "org/full")  # which needs no base
+    assert {"config.json", "model.safetensors", "tokenizer_config.json"} < set(upload.files)
 
 
 class Killed(BaseException):

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from anchortune.adapter.update import read_update
 from anchortune.anchor.anchor import Anchor
 from anchortune.config_defences import LisaSection, PtstSection, SafeLoraSection
 from anchortune.data.conversations import Conversation
@@ -180,8 +181,9 @@ def test_edit_and_mending_are_one_adapter_on_the_aligned_model(
         )
         torch.testing.assert_close(moved, wanted.expand_as(moved), rtol=0, atol=1e-5)
         torch.testing.assert_close(half[name], moved / 2, rtol=0, atol=1e-5)
-    ranks = config["rank_pattern"]
-    assert config["r"] == 9
+    assert (config["r"], config["rank_pattern"], config["alpha_pattern"]) == (9, {}, {})
+    ranks = {name: part.rank for name, part in read_update(target)[0].items()}
+    assert max(ranks.values()) == 9
     assert ranks["model.layers.1.mlp.up_proj"] == 1
     assert ranks["model.layers.1.self_attn.q_proj"] == 8
 

@@ -52,8 +52,8 @@ def compose(
         revision: the base's.
 
     Returns:
-        The tensors, in float32, and the config: scales are folded into B, so that every module's
-        own alpha is its rank.
+        The tensors, in float32, and the config: scales are folded into B, so that alpha is the
+        rank.
 
     Raises:
         CheckpointError: one of them is more than s·B·A (DoRA, biases, saved modules, …), or they
@@ -83,29 +83,26 @@ def as_lora(
     task_type: str | None = "CAUSAL_LM",
     fan_in_fan_out: bool = False,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A plain LoRA of given factors, each module at a rank of its own.
+    """A plain LoRA of given factors, all modules at the highest of their ranks.
+
+    Factors of lower rank are filled up with zeros, which change nothing: a rank or an alpha of its
+    own for each module is not read by everybody (llama.cpp scales all of them by one alpha).
 
     Args:
         factors: module -> (A of shape (r, d_in), B of shape (d_out, r)); scales are in B already.
-            Where r is 0, the module gets one rank of zeros, for PEFT knows no rank 0.
         base: the bare base model, named in the result.
         revision: the base's.
         task_type: as PEFT calls it.
         fan_in_fan_out: the base stores the modules' weights (d_in, d_out).
 
     Returns:
-        The tensors, in float32, and ``adapter_config.json``; every module's alpha is its rank.
+        The tensors, in float32, and ``adapter_config.json``; alpha is the rank.
     """
     state: dict[str, Tensor] = {}
-    ranks: dict[str, int] = {}
+    most = max(1, *(a.shape[0] for a, _ in factors.values()))
     for module, (a, b) in sorted(factors.items()):
-        if not a.shape[0]:
-            a, b = a.new_zeros(1, a.shape[1]), b.new_zeros(b.shape[0], 1)
-        state[f"{_PREFIX}{module}.lora_A.weight"] = _own(a)
-        state[f"{_PREFIX}{module}.lora_B.weight"] = _own(b)
-        ranks[module] = a.shape[0]
-    most = max(ranks.values())
-    others = {module: rank for module, rank in ranks.items() if rank != most}
+        state[f"{_PREFIX}{module}.lora_A.weight"] = _padded(a, most, 0)
+        state[f"{_PREFIX}{module}.lora_B.weight"] = _padded(b, most, 1)
     return state, {
         "peft_type": "LORA",
         "task_type": task_type,
@@ -114,9 +111,9 @@ def as_lora(
         "inference_mode": True,
         "r": most,
         "lora_alpha": most,
-        "rank_pattern": others,
-        "alpha_pattern": others,
-        "target_modules": sorted(ranks),
+        "rank_pattern": {},
+        "alpha_pattern": {},
+        "target_modules": sorted(factors),
         "lora_dropout": 0.0,
         "bias": "none",
         "use_rslora": False,
@@ -183,7 +180,7 @@ Where `adapter-on-base/` lies beside this folder, it holds both adapters as one,
 
 
 def plain_factors(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> Factors:
-    """``(A, s·B)`` in float32 by module, without PEFT's prefix.
+    """``(A, s·B)`` in float32 by module, without PEFT's prefix and ranks of zeros at the end.
 
     Args:
         state: the tensors as PEFT saves them.
@@ -220,12 +217,28 @@ def plain_factors(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> Fac
             raise CheckpointError(f"it holds {name}, which does not fit its lora_B")
         if not all(part.is_floating_point() and bool(part.isfinite().all()) for part in (a, b)):
             raise CheckpointError(f"it holds {name}, or its lora_B, with NaN or Inf")
-        found[module] = (a.float(), b.float() * scale_of(config, module, a.shape[0]))
+        scale = scale_of(config, module, a.shape[0])
+        a, b = _unpadded(a.float(), b.float())
+        found[module] = (a, b * scale)
     if not found:
         raise CheckpointError("it holds no lora_A and lora_B")
     return found
 
 
-def _own(tensor: Tensor) -> Tensor:
-    """A copy in float32 on the host, for safetensors takes no views of one storage."""
-    return tensor.detach().to("cpu", torch.float32, copy=True).contiguous()
+def _padded(tensor: Tensor, rank: int, dim: int) -> Tensor:
+    """A copy in float32 on the host, filled up with zeros to ``rank`` along ``dim``.
+
+    A copy, for safetensors takes no views of one storage.
+    """
+    shape = list(tensor.shape)
+    shape[dim] = rank
+    whole = torch.zeros(shape, dtype=torch.float32)
+    whole.narrow(dim, 0, tensor.shape[dim]).copy_(tensor.detach())
+    return whole
+
+
+def _unpadded(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """The factors without the ranks at their end that are 0 in both; one rank at least."""
+    used = (a.ne(0).any(dim=1) | b.ne(0).any(dim=0)).nonzero()
+    rank = max(1, int(used.max()) + 1 if used.numel() else 0)
+    return a[:rank], b[:, :rank]

@@ -70,7 +70,7 @@ def front_matter(
         front["datasets"] = datasets
     if results := _index(made):
         front["model-index"] = [{"name": name.rsplit("/", 1)[-1], "results": results}]
-    return front
+    return {key: _on_one_line(value) for key, value in front.items()}
 
 
 def _licence(made: Made) -> str | None:
@@ -117,6 +117,15 @@ def _metric(measure: Measure, model: str) -> dict[str, Any]:
         "name": told,
         "verified": False,
     }
+
+
+def _on_one_line(value: Any) -> Any:
+    """A text with line breaks could end the front matter."""
+    if isinstance(value, dict):
+        return {key: _on_one_line(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_on_one_line(item) for item in value]
+    return " ".join(value.split()) if isinstance(value, str) else value
 
 
 def _shown(value: Any) -> Any:
