@@ -92,3 +92,13 @@ def test_any_text_is_read_without_an_error(text: str) -> None:
 def test_a_long_text_is_read_quickly() -> None:
     assert find_number("1,2." * 50_000 + " and 7").value == 7
     assert find_number("7 " + "answer is " * 20_000).value == 7
+
+
+@given(
+    st.from_regex(
+        r"-?[0-9]{1,62}(\.[0-9]{1,62})?(e[+-]?[0-9]{1,2})?(/[0-9]{1,62})?", fullmatch=True
+    )
+)
+def test_what_is_shown_is_read_back(text: str) -> None:
+    value = find_number(text).value
+    assert value is None or find_number(show(value)).value == value

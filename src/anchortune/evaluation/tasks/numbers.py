@@ -23,7 +23,7 @@ _TOKEN = re.compile(
 )
 _FRAC = re.compile(r"\\[dt]?frac\{(\d+)\}\{(\d+)\}")
 _PLAIN = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+")
-#: Digits of the longest number that is an answer to anything, its power of ten written out.
+#: A number with more digits than this, written out, is no answer to anything.
 _LONGEST = 60
 #: Characters after a mark among which its number is looked for.
 _LINE = 400
@@ -60,16 +60,18 @@ def find_number(text: str) -> Found:
 def _value(token: re.Match[str]) -> Found:
     digits = token["digits"].rstrip(".,")
     power = token["power"] or "e0"
-    under = (token["under"] or "").replace(",", "")
-    if len(power) > 4 or len(digits) + abs(int(power[1:])) + len(under) > _LONGEST:
+    if len(digits) > _LONGEST or len(power) > 4 or abs(int(power[1:])) > _LONGEST:
         return Found(None, "a number of too many digits")
     if not _PLAIN.fullmatch(digits):
         return Found(None, "a number whose commas or points cannot be read")
     value = Fraction(digits.replace(",", "") + power)
+    under = (token["under"] or "").replace(",", "")
     if under:
         if not int(under):
             return Found(None, "a fraction over zero")
         value /= int(under)
+    if max(value.numerator, value.denominator) >= 10**_LONGEST:  # could not be shown and read back
+        return Found(None, "a number of too many digits")
     sign = ((token["before"] or "") + (token["inner"] or "")).strip()
     return Found(-value if sign in ("-", "−", "–") else value)
 
