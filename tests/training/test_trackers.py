@@ -136,7 +136,8 @@ def test_wandb_gets_it_offline_in_the_runs_folder(
 def test_wandb_without_a_login_is_told_before_the_model_is_loaded(
     config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("wandb", reason="wandb is not installed")
+    wandb = pytest.importorskip("wandb", reason="wandb is not installed")
+    wandb.teardown()  # of another test's session, which was offline
     monkeypatch.setattr("anchortune.training.stage._load", lambda plan: pytest.fail("loaded"))
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)

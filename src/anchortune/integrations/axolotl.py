@@ -19,8 +19,7 @@ from axolotl.integrations.base import BasePlugin
 from pydantic import BaseModel, Field
 
 from anchortune.config import ModelSection, PenaltySection
-from anchortune.config_io import validate
-from anchortune.errors import ConfigError
+from anchortune.integrations.section import penalty_section
 from anchortune.training.anchored import check_start, open_anchor, settings
 from anchortune.training.seam import attach
 
@@ -46,20 +45,8 @@ def section_of(cfg: Any) -> PenaltySection:
         ConfigError: there is no section, a key is unknown, or a value is of no use; or it asks for
             the probe, which takes rows of its own.
     """
-    given = cfg.anchortune
-    if not given:
-        raise ConfigError(
-            f"axolotl's config names the plug-in {PLUGIN} and has no section anchortune: give it "
-            "an anchor, or training would go on without a penalty."
-        )
-    # axolotl fills its config with keys that are None; those are unset.
-    plain = {key: value for key, value in dict(given).items() if value is not None}
-    section = validate(plain, PenaltySection, "anchortune")
-    if section.steer == "probe":
-        raise ConfigError(
-            "anchortune.steer: probe needs a probe's rows; in axolotl take steer: budget, or a lam."
-        )
-    return section
+    missing = f"axolotl's config names the plug-in {PLUGIN} and has no section anchortune"
+    return penalty_section(cfg.anchortune, missing, "axolotl")
 
 
 class AnchortunePlugin(BasePlugin):  # type: ignore[misc]
