@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +51,7 @@ class Seen:
         fit: how its rows are held.
         modules: of the anchor that will be built; 0 where one is given.
         anchor: a made one, or None.
+        rank: of the penalty, where the anchor's own would leave nothing to hold; else None.
         measured: what is asked and who judges; None for a config that only trains.
         screens: whether a judge can look at the data.
         file: the config's name.
@@ -61,6 +63,7 @@ class Seen:
     fit: Fit
     modules: int
     anchor: str | None
+    rank: int | None
     measured: Measured | None
     screens: bool
     file: str
@@ -70,6 +73,11 @@ class Seen:
     def command(self) -> str:
         """What the config is for."""
         return "train" if self.measured is None else "run"
+
+    @property
+    def next(self) -> str:
+        """What to type next."""
+        return f"anchortune {self.command} {shlex.quote(self.file)} --dry-run"
 
     @property
     def max_length(self) -> int:
@@ -108,7 +116,7 @@ def config_text(seen: Seen) -> str:
 
 def _head(page: Page, seen: Seen) -> None:
     page.note(f"Written by anchortune init {__version__}, which looked at model and data. Try it:")
-    page.note(f"    anchortune {seen.command} {seen.file} --dry-run")
+    page.note(f"    {seen.next}")
     page.note(
         "That checks all of it and estimates time, memory and disk; without --dry-run it is done, "
         "and run again it goes on. Paths go from the folder in which the command is run."
@@ -177,6 +185,9 @@ def _method(page: Page, seen: Seen) -> None:
         page.put("anchor", seen.anchor, "of aligned minus base", depth=1)
     page.put("operator", "subspace", "what of an update counts as aligned: the paper's", depth=1)
     page.put("lam", 1.0, "more keeps more of the alignment, and learns less", depth=1)
+    if seen.rank is not None:
+        told = "of the anchor; with as many as the narrowest layer has outputs, nothing is off it"
+        page.put("rank", seen.rank, told, depth=1)
     facts = seen.model
     others = [name for name in facts.linear if name not in facts.targets]
     page.gap()

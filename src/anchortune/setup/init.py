@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from anchortune.anchor.build import DEFAULT_RANK
 from anchortune.config import JudgeSection, LoraSection, TrainConfig
 from anchortune.config_io import parse_yaml, validate
 from anchortune.errors import AnchortuneError, ConfigError
@@ -22,7 +23,13 @@ from anchortune.setup.measured import (
     pick_judges,
     selection_frac,
 )
-from anchortune.setup.model import ModelFacts, check_pair, look_at_model
+from anchortune.setup.model import (
+    ModelFacts,
+    adapter_rank,
+    check_pair,
+    look_at_model,
+    narrowest,
+)
 from anchortune.setup.rows import look_at_data
 from anchortune.training.estimate import estimate
 from anchortune.training.lora import add_lora
@@ -100,7 +107,7 @@ class Written:
             names = [one["name"] if isinstance(one, dict) else one for one in seen.measured.judges]
             found.append(f"judges  {', '.join(names)}")
         found += [f"note    {note}" for note in self.notes]
-        found.append(f"{out}: written and checked; next: anchortune {seen.command} {out} --dry-run")
+        found.append(f"{out}: written and checked; next: {seen.next}")
         return found
 
 
@@ -148,13 +155,17 @@ def prepare(wish: Wish) -> Written:
     """
     logger.info("looking at %s", wish.model)
     model = look_at_model(wish.model, wish.base)
-    modules = 0
+    modules, held = 0, DEFAULT_RANK
     if wish.anchor is not None:
-        model = replace(model, targets=_in_anchor(model, wish.anchor))
+        targets, held = _in_anchor(model, wish.anchor)
+        model = replace(model, targets=targets)
     elif wish.train or model.base is None:
         raise _no_anchor(wish, model)
     else:
         modules = check_pair(model)
+        if model.section.adapter is not None:
+            held = adapter_rank(model.section.adapter)
+    narrow = narrowest(model)
     logger.info("looking at %s", wish.data)
     data = look_at_data(wish.data, wish.columns, model.template)
     judges, notes = pick_judges(wish.judges)
@@ -168,6 +179,7 @@ def prepare(wish: Wish) -> Written:
         Fit(BATCH, False, 0, True),
         modules,
         wish.anchor,
+        min(DEFAULT_RANK, narrow // 2) if held >= narrow else None,
         measured,
         "builtin" in judges,
         str(wish.out),
@@ -202,19 +214,22 @@ def _no_anchor(wish: Wish, model: ModelFacts) -> AnchortuneError:
     )
 
 
-def _in_anchor(model: ModelFacts, anchor: str) -> list[str]:
-    """The layers to adapt: those of the model that a made anchor covers."""
+def _in_anchor(model: ModelFacts, anchor: str) -> tuple[list[str], int]:
+    """(the layers to adapt: those of the model that a made anchor covers; the rank it holds)."""
     from anchortune.anchor.anchor import Anchor
 
-    held = {name.rsplit(".", 1)[-1] for name in Anchor.load(anchor).modules}
-    there = [name for name in model.targets if name in held]
-    there = there or [name for name in model.linear if name in held]
+    ranks: dict[str, int] = {}
+    for name, factors in Anchor.load(anchor).modules.items():
+        leaf = name.rsplit(".", 1)[-1]
+        ranks[leaf] = max(factors.rank, ranks.get(leaf, 0))
+    there = [name for name in model.targets if name in ranks]
+    there = there or [name for name in model.linear if name in ranks]
     if not there:
         raise ConfigError(
-            f"{anchor} covers {', '.join(sorted(held))}, and {model.named} has none of these "
+            f"{anchor} covers {', '.join(sorted(ranks))}, and {model.named} has none of these "
             "layers: give the anchor of this model."
         )
-    return there
+    return there, max(ranks[name] for name in there)
 
 
 def _measured(wish: Wish, model: ModelFacts, judges: list[Any]) -> tuple[Measured, list[str]]:

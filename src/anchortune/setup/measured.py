@@ -194,13 +194,12 @@ def find_task(name: str, columns: Mapping[str, str], tokenizer: Any) -> tuple[As
             )
         loaded = load_task(TaskSection(name=name), part="all", selection_frac=0.0, seed=0)
         return Asked({"name": name}, f"{len(loaded.items)} items", len(loaded.items)), ""
-    section = DataSection(path=name, columns=dict(columns))
-    raw = read_rows(section)
+    raw = read_rows(DataSection(path=name))
+    known = dict(columns) if set(columns.values()) <= set(raw.columns) else {}
+    section = DataSection(path=name, columns=known)
     try:
         kind, found = detect(raw, section)
     except DataError:
-        if columns:
-            raise
         section = DataSection(path=name, columns=guess_columns(raw, name))
         kind, found = detect(raw, section)
     if kind == "messages":

@@ -200,6 +200,26 @@ def _targets(name: str, linear: list[str], checkpoint: Checkpoint) -> list[str]:
     return list(next(wanted, tuple(there)))
 
 
+def narrowest(facts: ModelFacts) -> int:
+    """Outputs of the narrowest layer that is adapted."""
+    from torch import nn
+
+    found = [
+        module.out_features if isinstance(module, nn.Linear) else int(module.nf)
+        for name, module in facts.skeleton.named_modules()
+        if name.rsplit(".", 1)[-1] in facts.targets and layer_of(name) is not None
+    ]
+    return min(found)
+
+
+def adapter_rank(name: str) -> int:
+    """The highest rank that a LoRA adapter has in a layer."""
+    checkpoint = open_checkpoint(name)
+    if not isinstance(checkpoint, AdapterCheckpoint):
+        raise CheckpointError(f"{name} is no LoRA adapter: give one")
+    return max(checkpoint.tensors[a].shape[0] for a, _ in checkpoint.modules().values())
+
+
 def check_pair(facts: ModelFacts) -> int:
     """Holds the model against its base: the number of modules that an anchor of them will have.
 
