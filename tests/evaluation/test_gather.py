@@ -10,9 +10,10 @@ import pytest
 
 from anchortune.errors import CheckpointError, EvaluationError
 from anchortune.evaluation import plan
-from anchortune.evaluation.evaluate import evaluate
+from anchortune.evaluation.config import JudgeSection
+from anchortune.evaluation.evaluate import evaluate, run_eval
 from anchortune.evaluation.items import sha256_text
-from anchortune.evaluation.plan import plan_eval
+from anchortune.evaluation.plan import plan_eval, plan_outputs
 from anchortune.evaluation.results import Results
 from anchortune.maths.stats import over_seeds, wilson
 from anchortune.record import Record, write_record
@@ -191,6 +192,11 @@ def test_the_part_that_chose_a_setting_is_said(
     assert found.part == "selection"
     assert any("the selection part was asked" in line for line in found.warnings)
     assert any(line.startswith("cakes: answers were cut at 5 new") for line in found.warnings)
+    # Judged again from the file, which does not say at how many tokens they were cut.
+    judges = [JudgeSection(name="refusal")]
+    given = plan_outputs(tmp_path / "out" / "outputs.jsonl", judges, str(tmp_path / "again"))
+    again = Results.model_validate(run_eval(given).metrics)
+    assert any("were cut at the length that was set for them" in w for w in again.warnings)
 
 
 def make_run(folder: Path, data: str) -> Path:

@@ -86,16 +86,19 @@ def _of_unscored(plan: EvalPlan, measures: Sequence[Measure]) -> Iterator[str]:
 
 def _of_cut(plan: EvalPlan, answers: Answers) -> Iterator[str]:
     for asked in plan.asked:
-        many = []
-        for model in plan.candidates:
+        many: dict[str, list[str]] = {}
+        for model, candidate in plan.candidates.items():
             rows = answers.to(asked, model)
             cut = sum(row["finish"] == "length" for row in rows)
+            # Where answers made elsewhere were cut, nobody says.
+            made = f"{asked.max_new_tokens} new tokens"
+            where = made if candidate.given is None else "the length that was set for them"
             if cut > MANY_CUT * len(rows):
-                many.append(f"{cut} of {len(rows)} of {model}")
-        if many:
+                many.setdefault(where, []).append(f"{cut} of {len(rows)} of {model}")
+        for where, models in many.items():
             yield (
-                f"{asked.name}: answers were cut at {asked.max_new_tokens} new tokens "
-                f"({', '.join(many)}); what would have followed is not known"
+                f"{asked.name}: answers were cut at {where} "
+                f"({', '.join(models)}); what would have followed is not known"
             )
 
 
