@@ -20,6 +20,7 @@ ORDER = [
         "_version",
         "errors",
         "untrusted",
+        "progress",
         "files",
         "hardware",
         "chat",

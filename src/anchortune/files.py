@@ -49,9 +49,24 @@ def _digest(stream: BinaryIO) -> str:
     return digest.hexdigest()
 
 
+def _digest_told(stream: BinaryIO, name: str, size: int) -> str:
+    """``_digest`` of a file that takes long enough for somebody to ask what is going on."""
+    from anchortune.progress import progress
+
+    digest, done = hashlib.sha256(), 0
+    with progress(f"hashing {name}, MB", size >> 20) as tell:
+        while block := stream.read(1 << 24):
+            digest.update(block)
+            done += len(block)
+            tell(done >> 20)
+    return digest.hexdigest()
+
+
 #: Hashes of large files in this process, by place and by what changes when a file is written.
 _HASHED: dict[tuple[str, int, int, int, int], str] = {}
 _LARGE_BYTES = 16 * 2**20
+#: Hashing one takes seconds.
+_HUGE_BYTES = 2**31
 
 
 def sha256_file(path: str | Path) -> str:
@@ -67,7 +82,9 @@ def sha256_file(path: str | Path) -> str:
         place = str(file.resolve())
         key = (place, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
         if key not in _HASHED:
-            _HASHED[key] = _digest(stream)
+            huge = stat.st_size >= _HUGE_BYTES
+            told = _digest_told(stream, file.name, stat.st_size) if huge else _digest(stream)
+            _HASHED[key] = told
         return _HASHED[key]
 
 

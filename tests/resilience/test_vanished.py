@@ -37,15 +37,14 @@ def _before(place: Any, name: str, gone: Gone) -> None:
 
 def vanishing(words: list[str], when: str, path: str) -> None:
     """A command, under which a file vanishes at a moment."""
-    import rich.progress
-
     from anchortune.jobs import sweep_run
     from anchortune.jobs.folder import JobFolder
+    from anchortune.progress import Progress
     from anchortune.run_folder import RunFolder
 
     places: dict[str, tuple[Any, str]] = {
         "planned": (RunFolder, "claim"),
-        "module": (rich.progress.Progress, "update"),
+        "module": (Progress, "__call__"),
         "step": (JobFolder, "finish"),
         "run": (sweep_run, "execute"),
     }

@@ -10,7 +10,7 @@ import typer
 
 from anchortune.cli.anchor_tables import print_comparison, print_report
 from anchortune.cli.groups import Group
-from anchortune.cli.say import cell, say, say_json
+from anchortune.cli.say import say, say_json
 from anchortune.errors import AnchorError
 from anchortune.files import why_not_writable
 
@@ -61,23 +61,18 @@ def build(
     as_json: AsJson = False,
 ) -> None:
     """Build an anchor: the low-rank factors of aligned - base, streamed by name."""
+    from anchortune.cli.stage import log_to_stderr
+
     _refuse_unwritable("-o", output)
     limit = parse_rank(rank)
     targets = parse_target_modules(target_modules)
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    log_to_stderr()
 
     from anchortune.anchor.anchor import Anchor
     from anchortune.lock import locked
+    from anchortune.progress import progress
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    bar = Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True)
-    with locked(output), bar:
-        task = bar.add_task("reading headers", total=None)
-
-        def show(done: int, total: int, module: str) -> None:
-            bar.update(task, completed=done, total=total, description=cell(module))
-
+    with locked(output), progress("anchor") as tell:
         anchor = Anchor.from_checkpoints(
             aligned,
             base,
@@ -87,7 +82,7 @@ def build(
             aligned_revision=aligned_revision,
             base_revision=base_revision,
             device=device,
-            progress=show,
+            progress=lambda done, total, module: tell(done, total=total, note=module),
         )
         anchor.save(output)
     _print_built(anchor, output, as_json)

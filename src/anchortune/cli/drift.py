@@ -169,8 +169,8 @@ def _estimated(plan: Estimates | None) -> tuple[list[Any], dict[str, Any]]:
         return [], {}
     import time
 
-    from anchortune.evaluation.progress import progress
     from anchortune.landscape.directions_again import directions_again
+    from anchortune.progress import progress
 
     started = time.perf_counter()
     with progress("directions", len(plan.run.places) + 1) as tell:

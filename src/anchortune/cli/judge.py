@@ -130,7 +130,7 @@ def calibrate(
     from anchortune.evaluation.judges.calibrate import Columns, read_labelled
     from anchortune.evaluation.judges.calibrate import calibrate as measure
     from anchortune.evaluation.judges.registry import make_judge
-    from anchortune.evaluation.progress import progress
+    from anchortune.progress import progress
 
     columns = Columns(prompt_column, answer_column, label_column, source_column)
     labelled = read_labelled(data, columns, max_rows, seed)

@@ -15,8 +15,8 @@ from anchortune.evaluation.engine import Engine, make_engine
 from anchortune.evaluation.items import Answer, Finish, Item
 from anchortune.evaluation.outputs import OutputLog
 from anchortune.evaluation.plan import Asked, EvalPlan
-from anchortune.evaluation.progress import progress
 from anchortune.files import write_json
+from anchortune.progress import progress
 
 #: How each model was run: device, dtype. Kept beside the answers, for they may be resumed.
 ENGINES_FILE = "engines.json"

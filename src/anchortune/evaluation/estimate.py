@@ -15,10 +15,10 @@ from anchortune.evaluation.config import EvalMachine
 from anchortune.evaluation.decode import Row, Sampling, decode
 from anchortune.evaluation.engine import numbers_of
 from anchortune.evaluation.plan import Asked
-from anchortune.evaluation.progress import duration
 from anchortune.hardware import batch_rows, free_bytes
 from anchortune.models.load import Numbers
 from anchortune.models.shallow import shallow_config
+from anchortune.progress import duration
 
 _STEPS = 8
 _NO_TOKEN = -1

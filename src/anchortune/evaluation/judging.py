@@ -11,8 +11,8 @@ from anchortune.evaluation.items import Answer
 from anchortune.evaluation.judges.base import Exchange, Judge
 from anchortune.evaluation.outputs import answer_of
 from anchortune.evaluation.plan import MATCH, REFUSAL, Asked, EvalPlan
-from anchortune.evaluation.progress import progress
 from anchortune.evaluation.verdicts import VerdictLog
+from anchortune.progress import progress
 
 Row = dict[str, Any]
 Entry = TypeVar("Entry")

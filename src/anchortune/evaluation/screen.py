@@ -26,8 +26,8 @@ from anchortune.data.screened import (
 from anchortune.errors import EvaluationError
 from anchortune.evaluation.config import EvalMachine
 from anchortune.evaluation.judges.base import Exchange, Judge, Verdict
-from anchortune.evaluation.progress import progress
 from anchortune.files import parse_json, sha256_text
+from anchortune.progress import progress
 
 logger = logging.getLogger(__name__)
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from anchortune.config import ModelSection
-from anchortune.evaluation.progress import progress
 from anchortune.maths.factors import Factors
 from anchortune.models.load import Numbers, load_model, load_tokenizer
+from anchortune.progress import progress
 from anchortune.training.batches import TokenisedData
 from anchortune.training.gradient import descent as descent_of
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,20 +92,13 @@ class AnchorStep:
 
     def _build(self, job: Job) -> dict[str, Any]:
         from anchortune.anchor.anchor import Anchor
-        from anchortune.evaluation.progress import progress
+        from anchortune.progress import progress
 
         config, path = job.config, job.folder.anchor
         section = config.anchor
         aligned, base = anchor_parents(config)
         job.folder.set_aside(path)
-        with contextlib.ExitStack() as stack:
-            tell: list[Callable[[int], None]] = []
-
-            def show(done: int, total: int, module: str) -> None:
-                if not tell:  # how many there are is known with the first
-                    tell.append(stack.enter_context(progress("anchor", total)))
-                tell[0](done)
-
+        with progress("anchor") as tell:
             anchor = Anchor.from_checkpoints(
                 aligned["name"],
                 base["name"],
@@ -116,7 +107,7 @@ class AnchorStep:
                 energy=section.energy if section is not None else None,
                 aligned_revision=aligned["revision"],
                 base_revision=base["revision"],
-                progress=show,
+                progress=lambda done, total, module: tell(done, total=total, note=module),
             )
         anchor.save(path)
         logger.info("%s: %d modules", path, len(anchor))

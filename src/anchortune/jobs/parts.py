@@ -14,12 +14,12 @@ import torch
 from anchortune.anchor.anchor import Anchor
 from anchortune.config import PenaltySection, TrainConfig
 from anchortune.config_defences import AnchorRef, AsftAltSection
-from anchortune.evaluation.progress import duration
 from anchortune.jobs.config import REFERENCE, Arm
 from anchortune.jobs.judging import evaluation, reference
 from anchortune.jobs.making import AnchorStep, HarmfulStep, anchor_parents
 from anchortune.jobs.step import Job, Part
 from anchortune.maths.factors import Factors
+from anchortune.progress import duration
 
 if TYPE_CHECKING:
     from anchortune.checkpoints.pairs import Pairing

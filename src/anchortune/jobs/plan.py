@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from anchortune.errors import JobError
-from anchortune.evaluation.progress import duration
 from anchortune.jobs.config import JobConfig
 from anchortune.jobs.folder import JobFolder
 from anchortune.jobs.parts import (
@@ -21,6 +20,7 @@ from anchortune.jobs.parts import (
 )
 from anchortune.jobs.step import Job, Part
 from anchortune.lock import refuse_if_held
+from anchortune.progress import duration
 from anchortune.report.gate import Limits
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 from anchortune.errors import JobError
 from anchortune.evaluation.outputs import OUTPUTS_FILE
-from anchortune.evaluation.progress import duration
 from anchortune.jobs.folder import JobFolder, JobStatus, StepStatus, count_lines, last_step
 from anchortune.jobs.sweep_status import SweepsReport, read_sweeps
 from anchortune.lock import Holder, holder_of, is_alive
+from anchortune.progress import duration
 from anchortune.record import RECORD_FILE
 
 State = Literal["running", "dead", "complete", "failed"]

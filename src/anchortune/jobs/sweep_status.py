@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from anchortune.errors import JobError
 from anchortune.evaluation.outputs import OUTPUTS_FILE
-from anchortune.evaluation.progress import duration
 from anchortune.files import write_json
 from anchortune.jobs.folder import count_lines, last_step
 from anchortune.jobs.sweep_store import SHORT
 from anchortune.lock import holder_of, is_alive
+from anchortune.progress import duration
 
 if TYPE_CHECKING:
     from anchortune.jobs.sweep import Sweep

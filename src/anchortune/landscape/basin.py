@@ -13,7 +13,6 @@ from typing import Any
 from anchortune.errors import DataError, EvaluationError
 from anchortune.evaluation.ask import free_memory
 from anchortune.evaluation.generate import load_engine
-from anchortune.evaluation.progress import progress
 from anchortune.files import sha256_file, write_text
 from anchortune.landscape.directions import RANDOM, Direction
 from anchortune.landscape.maps import measure_map, planes_of, trajectories
@@ -22,6 +21,7 @@ from anchortune.landscape.perturb import weights_of
 from anchortune.landscape.plan import BasinPlan
 from anchortune.landscape.search import search
 from anchortune.maths.basin import Place, extent, quotient
+from anchortune.progress import progress
 from anchortune.record import (
     Record,
     now,

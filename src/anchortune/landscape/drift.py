@@ -26,6 +26,7 @@ from anchortune.maths.factors import Factors
 from anchortune.maths.lie import Lie as Energies
 from anchortune.maths.lie import lie
 from anchortune.maths.lowrank import LowRank
+from anchortune.progress import progress
 from anchortune.report.drift import DRIFT_FILE, Drift, Lie, Shares
 from anchortune.report.drift import Place as Found
 
@@ -58,13 +59,14 @@ def measure_drift(
         CheckpointError: a checkpoint cannot be read.
     """
     places = []
-    for place in run.places:
-        logger.info("%s: %s", run.path.name, place.label)
-        found = measure_place(run, place, anchor, harmful)
-        if found is None:
-            logger.warning("%s: nothing has moved at %s", run.path, place.label)
-        else:
-            places.append(found)
+    with progress(f"update of {run.path.name}", len(run.places)) as tell:
+        for done, place in enumerate(run.places, start=1):
+            found = measure_place(run, place, anchor, harmful)
+            if found is None:
+                logger.warning("%s: nothing has moved at %s", run.path, place.label)
+            else:
+                places.append(found)
+            tell(done, note=place.label)
     if not places:
         raise TrainingError(f"{run.path}: the update is zero at every checkpoint")
     return Drift(

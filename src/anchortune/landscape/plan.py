@@ -20,7 +20,6 @@ from anchortune.evaluation.folder import without_pace
 from anchortune.evaluation.judges.base import Judge
 from anchortune.evaluation.judges.registry import kinship, make_judge
 from anchortune.evaluation.plan import Asked
-from anchortune.evaluation.progress import duration
 from anchortune.evaluation.prompt_sets import load_prompts
 from anchortune.evaluation.tasks.load import load_task
 from anchortune.files import write_text
@@ -31,6 +30,7 @@ from anchortune.landscape.run import Run, read_run
 from anchortune.landscape.search import full_grid, most_places, scan_of
 from anchortune.models.load import adapter_identity
 from anchortune.models.load import identity as weights_identity
+from anchortune.progress import duration
 from anchortune.record import RECORD_FILE
 from anchortune.report.basin import BASIN_FILE
 

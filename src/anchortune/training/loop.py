@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from transformers import TrainerCallback
 
 from anchortune.config import AlignConfig, TrainConfig
 from anchortune.files import naming
 from anchortune.models.load import Numbers
-
-logger = logging.getLogger(__name__)
+from anchortune.progress import Progress, progress
 
 
 def steps_per_epoch(rows: int, batch_size: int) -> int:
@@ -138,17 +125,6 @@ def quiet(trainer: Any) -> None:
     trainer.remove_callback(PrinterCallback)
 
 
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("training"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(elapsed_when_finished=True),
-        TextColumn("{task.fields[shown]}"),
-        console=Console(stderr=True),
-    )
-
-
 class Journal(TrainerCallback):  # type: ignore[misc]
     """Appends every log to ``log.jsonl`` and shows progress on stderr.
 
@@ -158,26 +134,19 @@ class Journal(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._bar: Progress | None = None
-        self._task = TaskID(0)
-        self._spoke = 0.0
+        self._tell: Progress | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Opens the progress bar, at the step that is resumed from."""
-        if sys.stderr.isatty():
-            self._bar = _progress()
-            self._task = self._bar.add_task(
-                "", total=state.max_steps, completed=state.global_step, shown=""
-            )
-            self._bar.start()
-        self._spoke = time.monotonic()
+        """Begins to tell how far it is, at the step that is resumed from."""
+        self.close()
+        self._tell = progress("training", state.max_steps, done=state.global_step).__enter__()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Moves the bar; the last step is logged, whatever ``logging_steps`` is."""
+        """Tells the step; the last one is logged, whatever ``logging_steps`` is."""
         if state.global_step >= state.max_steps:
             control.should_log = True
-        if self._bar is not None:
-            self._bar.update(self._task, completed=state.global_step)
+        if self._tell is not None:
+            self._tell(state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Writes one line; a number that is not finite as null."""
@@ -190,25 +159,21 @@ class Journal(TrainerCallback):  # type: ignore[misc]
             line[key] = None if number else value
         with naming(self._path), self._path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
-        self._speak(state, logs)
-
-    def _speak(self, state: Any, logs: dict[str, Any]) -> None:
-        names = {"loss": "loss", "eval_loss": "eval loss", "asft/penalty": "penalty",
-                 "asft/lam": "λ"}  # fmt: skip
-        shown = {names[key]: f"{logs[key]:.4g}" for key in names if key in logs}
-        text = ", ".join(f"{key} {value}" for key, value in shown.items())
-        if self._bar is not None:
-            self._bar.update(self._task, shown=text)
-        elif time.monotonic() - self._spoke >= 20 or state.global_step == state.max_steps:
-            self._spoke = time.monotonic()
-            logger.info("step %d of %d: %s", state.global_step, state.max_steps, text)
+        if self._tell is not None:
+            self._tell(state.global_step, note=_shown(logs))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Closes the bar."""
+        """Says that it is done."""
         self.close()
 
     def close(self) -> None:
         """Gives the terminal back; call it also when the training ends by an exception."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        if self._tell is not None:
+            self._tell.__exit__(None, None, None)
+            self._tell = None
+
+
+def _shown(logs: dict[str, Any]) -> str:
+    """What of a log stands beside the bar."""
+    names = {"loss": "loss", "eval_loss": "eval loss", "asft/penalty": "penalty", "asft/lam": "λ"}
+    return ", ".join(f"{told} {logs[key]:.4g}" for key, told in names.items() if key in logs)

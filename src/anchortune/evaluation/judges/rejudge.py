@@ -16,10 +16,10 @@ from anchortune.evaluation.judges.base import Exchange, Judge, Verdict
 from anchortune.evaluation.judges.file import FileJudge
 from anchortune.evaluation.measure import figure
 from anchortune.evaluation.outputs import OUTPUTS_FILE, read_answers, read_outputs, row_of
-from anchortune.evaluation.progress import progress
 from anchortune.evaluation.results import Agreement, Figure
 from anchortune.evaluation.verdicts import VERDICTS_FILE, VerdictLog
 from anchortune.files import parse_json, sha256_text
+from anchortune.progress import progress
 
 Row = dict[str, Any]
 REFUSAL = "refusal"
