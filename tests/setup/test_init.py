@@ -21,7 +21,7 @@ from anchortune.jobs.plan import plan_job
 from anchortune.maths.stats import tango
 from anchortune.models.load import load_tokenizer
 from anchortune.setup.init import Wish, init
-from anchortune.setup.measured import find_task, least_prompts
+from anchortune.setup.measured import find_sets, find_task, least_prompts
 from anchortune.setup.model import look_at_model
 from anchortune.setup.page import Page, plain, scalar
 from anchortune.setup.rows import look_at_data
@@ -325,6 +325,18 @@ def test_how_answers_are_matched_is_told_by_the_right_ones(
     assert bool(why) == (match is None)
 
 
+def test_the_one_column_of_texts_is_that_of_the_prompts(tmp_path: Path) -> None:
+    bad = write(tmp_path / "bad.jsonl", [{"n": i, "request": f"misdeed {i}"} for i in range(4)])
+    good = write(tmp_path / "good.jsonl", [{"prompt": f"nice {i}", "x": "y"} for i in range(3)])
+    [harm], [benign], notes = find_sets([bad], [good])
+    assert harm.tree == {"path": bad, "column": "request"}
+    assert benign.tree == {"path": good, "benign": True}
+    assert (harm.prompts, benign.prompts, notes) == (4, 3, [])
+    two = write(tmp_path / "two.jsonl", [{"a": "x", "b": "y"}])
+    with pytest.raises(AnchortuneError, match="name theirs in column"):
+        find_sets([two], [])
+
+
 @pytest.mark.parametrize("limit", [0.03, 0.05, 0.1])
 def test_the_fewest_prompts_are_those_of_the_gates_interval(limit: float) -> None:
     least = least_prompts(limit)
@@ -360,3 +372,13 @@ def test_the_command(wish: Make, tmp_path: Path, llama_base: Path, llama_adapter
     assert told["model"]["target_modules"] == ["q_proj", "v_proj"]
     assert told["data"]["longest_tokens"] > 0
     assert isinstance(run("--column", "prompt").exception, ConfigError)
+
+
+def test_the_page_explains_every_option() -> None:
+    import typer
+
+    page = (Path(__file__).parents[2] / "docs" / "first-minutes.md").read_text("utf-8")
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    for name in ("init", "doctor"):
+        flags = {flag for p in commands[name].params for flag in p.opts if flag.startswith("--")}
+        assert not [flag for flag in flags if flag not in page]

@@ -280,7 +280,7 @@ def _limits(page: Page, measured: Measured) -> None:
         held.append(("max_harm_increase", LIMIT_HARM, enough(n, LIMIT_HARM, "prompts")))
     if measured.tasks:
         n = measured.reported(measured.tasks)
-        held.append(("max_accuracy_drop", LIMIT_SKILL, enough(n, LIMIT_SKILL, "items")))
+        held.append(("max_accuracy_drop", LIMIT_SKILL, enough(n, LIMIT_SKILL, "items", "below")))
     if measured.benign:
         n = measured.reported(measured.benign)
         told = enough(n, LIMIT_REFUSING, "prompts")
@@ -309,11 +309,11 @@ def too_few(measured: Measured) -> list[str]:
     ]
 
 
-def enough(n: int, limit: float, what: str) -> str:
+def enough(n: int, limit: float, what: str, way: str = "above") -> str:
     """Whether ``n`` are enough to show that a difference is within ``limit``."""
     least = least_prompts(limit)
     if n >= least:
-        return f"over the aligned model's, by the interval; {n} {what} can show it"
+        return f"{way} the aligned model's, by the interval; {n} {what} can show it"
     return f"{n} {what} are too few to show it, so the gate will answer 4: {least} are the least"
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from anchortune.config import DataSection, JudgeSection
 from anchortune.data.conversations import detect
 from anchortune.data.named import local_path
+from anchortune.data.prompts import COLUMNS
 from anchortune.data.rows import SUFFIXES, RawRows, read_rows
 from anchortune.errors import AnchortuneError, CheckpointError, DataError, EvaluationError, sentence
 from anchortune.evaluation.config import PromptSetSection, TaskSection
@@ -19,7 +20,7 @@ from anchortune.evaluation.prompt_sets import PROMPT_SETS, load_prompts
 from anchortune.evaluation.tasks.load import load_task
 from anchortune.evaluation.tasks.named import TASKS
 from anchortune.evaluation.tasks.numbers import find_number
-from anchortune.setup.rows import guess_columns, spread
+from anchortune.setup.rows import guess_columns, kinds_of, spread
 
 #: The set that is taken where none is named: open to all, with harmless twins of its prompts.
 DEFAULT_SET = "jailbreakbench"
@@ -139,7 +140,7 @@ def find_sets(
     else:
         found = [_set(_section(name)) for name in harm]
     if benign:
-        return found, [_set({"path": name, "benign": True}) for name in benign], notes
+        return found, [_set(_file(name) | {"benign": True}) for name in benign], notes
     if not harm:
         source = PROMPT_SETS[DEFAULT_SET].source.path
         twins = {"path": source, "label": "harmless", **_TWINS, "benign": True}
@@ -158,7 +159,16 @@ def find_sets(
 def _section(name: str) -> dict[str, Any]:
     """A set as a config names it: by its path where there is such a file, else by its name."""
     known = Path(name).suffix.lower() in SUFFIXES or "/" in name or local_path(name).exists()
-    return {"path": name} if known else {"name": name}
+    return _file(name) if known else {"name": name}
+
+
+def _file(path: str) -> dict[str, Any]:
+    """A file of prompts; with its one column of texts where that has no usual name."""
+    raw = read_rows(DataSection(path=path))
+    texts = [column for column, kind in kinds_of(raw).items() if kind == "text"]
+    if set(COLUMNS) & set(raw.columns) or len(texts) != 1:
+        return {"path": path}
+    return {"path": path, "column": texts[0]}
 
 
 def _set(tree: dict[str, Any]) -> Asked:

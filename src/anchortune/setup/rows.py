@@ -134,7 +134,7 @@ def _is_preference(raw: RawRows, section: DataSection) -> bool:
     return True
 
 
-def _held(raw: RawRows) -> dict[str, str]:
+def kinds_of(raw: RawRows) -> dict[str, str]:
     """Column -> what the first rows hold in it: ``text``, ``messages``, or another kind's name."""
     rows = [row for row in raw.rows[:_SEEN_ROWS] if row is not None]
     found = {}
@@ -163,7 +163,7 @@ def guess_columns(raw: RawRows, path: str) -> dict[str, str]:
     Raises:
         DataError: it cannot be told; naming ``--column``.
     """
-    held = _held(raw)
+    held = kinds_of(raw)
     dialogues = [column for column, kind in held.items() if kind == "messages"]
     if len(dialogues) == 1:
         return {"messages": dialogues[0]}
