@@ -27,7 +27,7 @@ lint: $(STAMP)  ## format, lint, spelling and strict types
 	$(BIN)/mypy
 
 docs: $(STAMP)  ## the documentation site, strict
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Vulnerabilities that do not concern us, each with its reason: --ignore-vuln ID
 IGNORED :=

@@ -152,3 +152,11 @@ def test_every_key_of_a_mix_is_in_its_table(hook: ModuleType) -> None:
         f"| `{name}` |" in text for name in (*MixSection.model_fields, *MixSource.model_fields)
     )
     assert r'`"\n\nAssistant:"`' in text
+
+
+def test_the_site_is_built_strict() -> None:
+    """With ``--quiet`` mkdocs counts no warning, and ``--strict`` lets everything through."""
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    [build] = [line for line in makefile.splitlines() if "mkdocs build" in line]
+    assert "--strict" in build
+    assert "--quiet" not in build
