@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
@@ -17,7 +18,7 @@ from anchortune.cli.doctor import doctor
 from anchortune.cli.drift import drift, separate
 from anchortune.cli.eval import evaluate
 from anchortune.cli.gate import gate
-from anchortune.cli.groups import Group
+from anchortune.cli.groups import STOPPED, Group
 from anchortune.cli.init import init
 from anchortune.cli.judge import app as judge_app
 from anchortune.cli.mix import mix
@@ -30,7 +31,11 @@ from anchortune.cli.table import plot, table
 from anchortune.cli.train import train
 from anchortune.errors import AnchortuneError, sentence
 from anchortune.files import explained
+from anchortune.progress import on_terminal
 from anchortune.untrusted import inert, without_secrets
+
+#: Other libraries draw bars into a file or a pipe too, unless these say that they must not.
+_NO_BARS = ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS", "TQDM_DISABLE")
 
 app = typer.Typer(
     name="anchortune",
@@ -83,9 +88,13 @@ def _root(
 
 
 def main() -> None:
-    """The entry point: exit code 0 is well, 1 a bug, 2 a mistake in what was given."""
+    """The entry point: exit code 0 is well, 1 a bug, 2 a mistake in what was given, 130 Ctrl-C."""
+    if not on_terminal():
+        os.environ.update({name: "1" for name in _NO_BARS if name not in os.environ})
     try:
         app()
+    except KeyboardInterrupt:  # before a command began; see Group.invoke
+        sys.exit(STOPPED)
     except AnchortuneError as error:
         _tell(str(error) or type(error).__name__)
         sys.exit(error.exit_code)

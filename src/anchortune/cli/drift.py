@@ -75,8 +75,12 @@ def drift(
     other = None if harmful_anchor is None else Anchor.load(harmful_anchor)
     plan = _plan(read, (held, other), (refusals, harmful), rows, rank, device)
     if dry_run:
-        for line in [*_told(read), *(plan.lines() if plan is not None else [])]:
-            say(line)
+        lines = plan.lines() if plan is not None else []
+        if as_json:
+            places = [place.label for place in read.places]
+            say_json({"run": str(run), "places": places, "notes": read.notes, "directions": lines})
+        else:
+            say("\n".join([*_told(read), *lines]))
         return
     names = (_name(held), None if other is None else _name(other))
     directions, facts = _estimated(plan)

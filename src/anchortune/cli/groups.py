@@ -1,10 +1,16 @@
-"""How a group of commands tells what it holds."""
+"""How a group of commands tells what it holds, and how it ends by Ctrl-C."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import typer
 from typer.core import TyperGroup
+
+#: As shells count a process that SIGINT ended.
+STOPPED = 130
+#: Commands that keep what is done and go on from there.
+_GO_ON = {"align", "basin", "eval", "run", "sweep", "train"}
 
 
 class Group(TyperGroup):
@@ -21,3 +27,18 @@ class Group(TyperGroup):
                     if command
                 ]
             )
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command; one that is stopped by hand says how to go on, with exit code 130."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            typer.echo(f"anchortune: {stopped(ctx.invoked_subcommand)}", err=True)
+            raise SystemExit(STOPPED) from None
+
+
+def stopped(command: str | None) -> str:
+    """What there is to say after Ctrl-C."""
+    if command in _GO_ON:
+        return "stopped by hand; the same command goes on from what is done."
+    return "stopped by hand; nothing half-written is left, so run the same command again."

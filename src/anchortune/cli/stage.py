@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
 from anchortune.cli.say import say, say_json
 from anchortune.config import AlignConfig, TrainConfig
@@ -26,6 +28,8 @@ def run(
     config = load_config(path, kind, overrides)
     log_to_stderr()
 
+    from anchortune.report.card import write_cards
+    from anchortune.training.folder import State
     from anchortune.training.plan import plan_stage
     from anchortune.training.stage import run_stage
 
@@ -42,6 +46,8 @@ def run(
             say("\n".join(plan.lines()))
         return
     record = run_stage(plan)
+    if plan.state is not State.COMPLETE:
+        write_cards(plan.folder.path)
     if as_json:
         say_json(record.model_dump(mode="json"))
         return
@@ -69,11 +75,24 @@ class _Harmless(logging.Formatter):
         return inert(without_secrets(super().format(record)))
 
 
+class _Stderr(logging.StreamHandler[TextIO]):
+    """To what is stderr now: above a bar that is shown there, not through it."""
+
+    @property
+    def stream(self) -> TextIO:
+        """Where a line goes."""
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, _: TextIO) -> None:
+        """Nothing is kept."""
+
+
 def log_to_stderr() -> None:
     """Our log at INFO on stderr; other libraries' warnings stay as they set them."""
     logger = logging.getLogger("anchortune")
     if not logger.handlers:
-        handler = logging.StreamHandler()
+        handler = _Stderr()
         handler.setFormatter(_Harmless("%(message)s"))
         logger.addHandler(handler)
     logger.setLevel(logging.INFO)

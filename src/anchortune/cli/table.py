@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from anchortune.cli.say import say
+from anchortune.cli.say import say, say_json
+from anchortune.cli.train import AsJson
 
 Results = Annotated[
     list[Path],
@@ -96,6 +97,9 @@ def table(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="A file; unset: standard output.")
     ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="As --format json; with -o, say as JSON what is written.")
+    ] = False,
 ) -> None:
     """Make a table of a sweep's results: means over seeds with intervals, bold only beyond chance.
 
@@ -107,6 +111,10 @@ def table(
     from anchortune.report.sweep_table import TableOptions, build
 
     _check_output(output)
+    if as_json and output is None:
+        if form not in {Format.markdown, Format.json}:
+            raise SweepError(f"--json is not --format {form.value}: leave one of them out.")
+        form = Format.json
     if form is Format.csv and non_inferior is not None:
         raise SweepError("A statement of non-inferiority has no place in CSV; use --format json.")
     asked = {
@@ -141,7 +149,10 @@ def table(
         say(text, nl=False)
     else:
         write_text(output, text)
-        say(f"table: {output}", err=True)
+        if as_json:
+            say_json({"table": str(output), "format": form.value})
+        else:
+            say(f"table: {output}", err=True)
 
 
 def plot(
@@ -171,6 +182,7 @@ def plot(
     ] = None,
     judge: Judge = None,
     where: Where = None,
+    as_json: AsJson = False,
 ) -> None:
     """Draw a sweep's results (Pareto, or curves over λ, p, n, the learning rate) or a basin's."""
     from anchortune.report.sweep_load import SweepError, parse_where, read_runs
@@ -181,8 +193,8 @@ def plot(
         from anchortune.report.basin_page import read_basin
         from anchortune.report.basin_plots import draw_as
 
-        for path in draw_as(read_basin(results[0]), (kind or Kind.curve).value, output):
-            say(f"plot: {path}", err=True)
+        basin = read_basin(results[0])
+        _drawn([*draw_as(basin, (kind or Kind.curve).value, output)], as_json)
         return
     if kind in {Kind.epl, Kind.map}:
         raise SweepError(f"--kind {kind.value} is drawn of one basin.json; RESULTS is none.")
@@ -195,7 +207,15 @@ def plot(
         where=parse_where(where or ()),
     )
     draw(read_runs(results), options, output)
-    say(f"plot: {output}", err=True)
+    _drawn([output], as_json)
+
+
+def _drawn(pictures: list[Path], as_json: bool) -> None:
+    if as_json:
+        say_json({"pictures": [str(path) for path in pictures]})
+        return
+    for path in pictures:
+        say(f"plot: {path}", err=True)
 
 
 def _words(text: str | None) -> tuple[str, ...]:
