@@ -55,9 +55,13 @@ def test_the_result_is_on_stdout_and_the_rest_is_not(config: Path, command: str)
     record = json.loads(result.stdout)
     assert record["kind"] == command
     assert record["metrics"]["steps"] == 1
+    card = config.parent / "out" / "adapter" / "README.md"
+    assert "**Nothing was measured of it**" in card.read_text(encoding="utf-8")
+    card.write_text("by hand")
     again = call(command, str(config), "--set", "training.max_steps=1")
     assert again.stdout.splitlines()[0] == str(config.parent / "out" / "adapter")
     assert len(again.stdout.splitlines()) == 2
+    assert card.read_text() == "by hand"  # nothing was trained anew
 
 
 def test_few_log_lines_still_hold_the_last_step(config: Path) -> None:

@@ -12,7 +12,10 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
+from typer.testing import CliRunner, Result
 
+from anchortune.cli.app import app
+from anchortune.config_io import dump_yaml
 from anchortune.errors import AnchortuneError, EvaluationError, JobError
 from anchortune.jobs.run import run_job
 from anchortune.jobs.share import Stopped, plan_upload, push
@@ -32,6 +35,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     with serve() as running:
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "ENDPOINT", running.endpoint)
         yield running
 
 
@@ -235,3 +239,45 @@ def test_what_the_gate_stopped_is_shared_only_with_a_card_that_says_so(passed: P
     assert isinstance(text, bytes)
     assert b"**The gate did not let it through.**" in text
     assert "**The gate did not" in (made.folder / "README.md").read_text(encoding="utf-8")
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(one) for one in arguments])
+
+
+def test_the_command_prints_or_writes_the_card(passed: Passed, tmp_path: Path) -> None:
+    text, file = card(read_made(passed.folder)), tmp_path / "CARD.md"
+    assert invoke("card", passed.folder).stdout == text + "\n"
+    assert invoke("card", passed.folder, "-o", file).stdout == f"{file}\n"
+    assert file.read_text(encoding="utf-8") == text
+    assert "there already" in str(invoke("card", passed.folder, "-o", file).exception)
+    told = json.loads(invoke("card", passed.folder, "-o", file, "--force", "--json").stdout)
+    assert (told["decision"], told["card"]) == ("passed", text)
+    assert told["front_matter"]["library_name"] == "peft"
+
+
+def test_a_dry_push_sends_nothing(passed: Passed, hub: Hub) -> None:
+    arguments = ("push", passed.folder, "org/mine", "--base-id", "org/base")
+    shown = invoke(*arguments, "--dry-run")
+    assert "nothing was sent" in shown.stdout
+    assert hub.requests == []
+    told = json.loads(invoke(*arguments, "--json").stdout)
+    assert told["commit"].startswith(hub.endpoint)
+    assert (told["private"], told["base_model"]) == (True, "org/base")
+
+
+def test_a_job_pushes_by_flag_what_its_gate_let_through(
+    passed: Passed, hub: Hub, tmp_path: Path
+) -> None:
+    job = tmp_path / "job.yaml"
+    job.write_text(dump_yaml(passed.make()))
+    refused = invoke("run", job, "--push-to", "org/mine")
+    assert "give --base-id" in str(refused.exception)
+    flags = ("--push-to", "org/mine", "--base-id", "org/base")
+    shown = invoke("run", job, *flags)
+    assert f"pushed  {hub.endpoint}/org/mine/commit/" in shown.stdout
+    sent = len(hub.requests)
+    stopped = invoke("run", job, *flags, "--set", "limits.min_accuracy=0.9", "--json")
+    assert stopped.exit_code == 3
+    assert json.loads(stopped.stdout)["pushed"] is None
+    assert len(hub.requests) == sent

@@ -24,6 +24,10 @@ _JSON = re.compile(
     r"(adapter_config|config|generation_config|tokenizer|tokenizer_config|special_tokens_map"
     r"|added_tokens|vocab|chat_template|preprocessor_config|.*\.safetensors\.index)\.json"
 )
+_NOWHERE = (
+    "which is nowhere on the Hub as far as is known, so nobody else could load it; give --base-id "
+    "ORG/NAME, the same weights there."
+)
 _REPO = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -95,8 +99,7 @@ def plan_upload(
         JobError: ``repo_id`` is no name on the Hub, or the base that the adapter needs is nowhere
             that somebody else could load it from.
     """
-    if not _REPO.fullmatch(repo_id):
-        raise JobError(f"'{repo_id}' is no repository of the Hub; give it as org/name.")
+    _check_names(repo_id, (options or CardOptions()).base_id)
     if made.stopped and not allow_stopped:
         said = (made.gate or {}).get("sentence", "")
         raise Stopped(
@@ -105,8 +108,6 @@ def plan_upload(
         )
     options = replace(options or CardOptions(), name=repo_id)
     base_id = options.base_id or (made.base.hub_id if made.base is not None else None)
-    if base_id is not None and not _REPO.fullmatch(base_id):
-        raise JobError(f"--base-id '{base_id}' is no model of the Hub; give it as org/name.")
     _check_base(made, base_id)
     files: dict[str, Path | bytes] = {}
     for file in sorted(made.folder.iterdir()):
@@ -116,6 +117,31 @@ def plan_upload(
         files[ADAPTER_CONFIG] = _config(made, base_id)
     files[CARD_FILE] = card(made, options).encode("utf-8", errors="replace")
     return Upload(repo_id, made, files, base_id)
+
+
+def check_push(repo_id: str, model: str | None, base_id: str | None) -> None:
+    """What can be said of a push before there is anything to push, so that no training is lost.
+
+    Args:
+        repo_id: ``org/name``.
+        model: what an adapter is trained on; None where a whole model is trained.
+        base_id: where that lies on the Hub, if the user said so.
+
+    Raises:
+        JobError: ``repo_id`` is no name on the Hub, or nobody else could load the base.
+    """
+    _check_names(repo_id, base_id)
+    if model is None or base_id is not None:
+        return
+    if Path(model).expanduser().exists() or not _REPO.fullmatch(model):
+        raise JobError(f"the adapter would belong on {model}, {_NOWHERE}")
+
+
+def _check_names(repo_id: str, base_id: str | None) -> None:
+    if not _REPO.fullmatch(repo_id):
+        raise JobError(f"'{repo_id}' is no repository of the Hub; give it as org/name.")
+    if base_id is not None and not _REPO.fullmatch(base_id):
+        raise JobError(f"--base-id '{base_id}' is no model of the Hub; give it as org/name.")
 
 
 def _is_wanted(name: str) -> bool:
@@ -128,10 +154,7 @@ def _check_base(made: Made, base_id: str | None) -> None:
         return
     if base_id is None:
         named = base.path if base is not None else "a model that no record names"
-        raise JobError(
-            f"{made.folder} belongs on {named}, which is nowhere on the Hub as far as its record "
-            "says, so nobody else could load it; give --base-id ORG/NAME, the same weights there."
-        )
+        raise JobError(f"{made.folder} belongs on {named}, {_NOWHERE}")
     adapter = base.adapter if base is not None and made.part == "adapter" else None
     if adapter is not None and not adapter.get("revision"):
         raise JobError(

@@ -14,9 +14,10 @@ from typing import Any
 
 from anchortune._version import __version__
 from anchortune.data.named import name_for_records
+from anchortune.files import write_text
 from anchortune.report.card_front import as_yaml, front_matter
 from anchortune.report.card_measured import decided, measured
-from anchortune.report.card_source import Base, Made
+from anchortune.report.card_source import Base, Made, read_made
 from anchortune.report.words import markdown_text, number, shown
 from anchortune.untrusted import without_secrets
 
@@ -61,6 +62,20 @@ def card(made: Made, options: CardOptions | None = None) -> str:
         if part
     )
     return without_secrets(f"---\n{front}---\n\n{body}\n")
+
+
+def write_cards(run: Path) -> list[Path]:
+    """Writes its card beside everything that a run made; the files.
+
+    Raises:
+        AnchortuneError: there is no complete run in the folder.
+    """
+    written = []
+    for part in read_made(run).parts:
+        made = read_made(run, part=part)
+        written.append(made.folder / CARD_FILE)
+        write_text(written[-1], card(made))
+    return written
 
 
 def _lead(made: Made) -> str:
