@@ -58,7 +58,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Anchor.from_checkpoints(*pair, rank=4, target_modules=targets).save(
         folder / "anchor.safetensors"
     )
-    rows = [{"prompt": f"Say {i}.", "completion": f" {i}, as you say."} for i in range(16)]
+    rows = [{"prompt": f"Say {i}.", "completion": f" {i}, as you say."} for i in range(8)]
     pairs = [{"prompt": f"Say {i}.", "chosen": f" {i}.", "rejected": " No."} for i in range(8)]
     for name, lines in (("rows", rows), ("pairs", pairs)):
         text = "\n".join(json.dumps(line) for line in lines)
@@ -99,15 +99,7 @@ def test_the_pages_accelerate_loop_adds_the_penalty_once_a_step_however_it_accum
 
     monkeypatch.chdir(scene)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(scene / "cache"))
-    python = blocks("python")
-    [shared] = [
-        block for block in python if "anchor = Anchor.load" in block and "unsl" not in block
-    ]
-    [trainer] = [block for block in python if "lambda row" in block]
-    [loop] = [block for block in python if kind(block) == "accelerate"]
-    space: dict[str, Any] = {}
-    exec(shared + trainer[: trainer.index("model =")], space)
-    space["tokens"] = space["tokens"].select(range(8))
+    space, loop = accelerate_loop()
 
     def trained(batch: int, accumulated: int, lam: float) -> list[torch.Tensor]:
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -129,6 +121,60 @@ def test_the_pages_accelerate_loop_adds_the_penalty_once_a_step_however_it_accum
     assert any(not torch.allclose(a, b, rtol=1e-3) for a, b in zip(whole, other, strict=True))
     for one, two in zip(whole, parts, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
+
+
+def test_the_pages_accelerate_loop_is_the_same_with_a_scaler(
+    scene: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """accelerate gives a CPU no float16, so its scaler is put in where it would be on a GPU."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    class Scaled(Accelerator):  # type: ignore[misc]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(mixed_precision="no", gradient_accumulation_steps=2)
+            self.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+
+        def unscale_gradients(self, optimizer: Any = None) -> None:
+            for held in self._optimizers:
+                self.scaler.unscale_(held.optimizer)
+
+    monkeypatch.chdir(scene)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(scene / "cache"))
+    space, loop = accelerate_loop()
+    space["Scaled"] = Scaled
+
+    def trained(scaled: bool, told: bool = True) -> list[torch.Tensor]:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        torch.manual_seed(0)
+        text = loop.replace("batch_size=4, shuffle=True", "batch_size=2, shuffle=False")
+        text = text.replace('"bf16"', '"no"').replace("add_gradient_(1.0", "add_gradient_(50.0")
+        if scaled:
+            text = text.replace("accelerator = Accelerator(", "accelerator = Scaled(")
+        if not told:
+            text = text.replace("grad_scale=scale", "grad_scale=1.0")
+        exec(text, space)
+        assert (space["accelerator"].scaler is not None) == scaled
+        return [p.detach().clone() for p in space["model"].parameters() if p.requires_grad]
+
+    plain, scaled, untold = trained(False), trained(True), trained(True, told=False)
+    for one, two in zip(plain, scaled, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
+    assert any(not torch.allclose(a, b, rtol=1e-3) for a, b in zip(plain, untold, strict=True))
+
+
+def accelerate_loop() -> tuple[dict[str, Any], str]:
+    """(what the page's accelerate loop goes on from, on rows of one length; that loop)."""
+    python = blocks("python")
+    [shared] = [
+        block for block in python if "anchor = Anchor.load" in block and "unsl" not in block
+    ]
+    [trainer] = [block for block in python if "lambda row" in block]
+    [loop] = [block for block in python if kind(block) == "accelerate"]
+    space: dict[str, Any] = {}
+    exec(shared + trainer[: trainer.index("model =")], space)
+    space["tokens"] = space["tokens"].select(range(8))
+    return space, loop
 
 
 def test_the_scale_of_float16_multiplies_the_penaltys_gradient(scene: Path) -> None:

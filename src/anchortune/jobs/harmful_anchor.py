@@ -148,7 +148,7 @@ def plan_harmful(
         template = Template(load_tokenizer(model))
         data = tokenise([_source(settings)], template, _longest(model), settings.seed)
     if not isinstance(data, TokenisedData):
-        raise AnchorError(f"{settings.data.path} holds no answers to learn")
+        raise AnchorError(f"{settings.data.path} holds no answers to learn; name data with them")
     report = data.reports[0]
     if settings.pairs is not None and report.used < settings.pairs:
         raise AnchorError(
@@ -218,7 +218,7 @@ def _plan_tuning(
             learning_rate=settings.learning_rate or TUNE_LEARNING_RATE,
             batch_size=batch,
         ),
-        machine=machine,
+        machine=machine.model_copy(update={"report_to": []}),  # a working step, thrown away
         seed=settings.seed,
         output=str(work),
     )
