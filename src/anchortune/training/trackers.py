@@ -98,6 +98,8 @@ def tracking(names: Sequence[str], folder: Path, name: str) -> Iterator[None]:
             stack.enter_context(_environment(default))
         if "wandb" in names:
             stack.enter_context(_wandb_run(folder, name))
+        if "trackio" in names:
+            stack.callback(_finish_trackio)
         if "mlflow" in names:
             stack.enter_context(_mlflow_run(name))
         yield
@@ -144,6 +146,14 @@ def _wandb_run(folder: Path, name: str) -> Iterator[None]:
         code = 0
     finally:
         run.finish(exit_code=code)
+
+
+def _finish_trackio() -> None:
+    """Closes the run that an evaluation after the training opens again."""
+    import trackio
+
+    if trackio.context_vars.current_run.get() is not None:
+        trackio.finish()
 
 
 @contextlib.contextmanager
