@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 from anchortune.cli.app import app
 from anchortune.config_io import dump_yaml
-from anchortune.errors import AnchortuneError, EvaluationError, JobError
+from anchortune.errors import AnchortuneError, DataError, EvaluationError, JobError
 from anchortune.jobs.run import run_job
 from anchortune.jobs.share import Stopped, plan_upload, push
 from anchortune.report.card import CardOptions, card
@@ -162,6 +162,45 @@ def test_an_evaluation_of_other_weights_is_no_word_on_these(passed: Passed, tmp_
 def test_what_is_no_run_is_refused(passed: Passed, where: str, part: Any, said: str) -> None:
     with pytest.raises(AnchortuneError, match=said):
         read_made(passed.folder / where, part=part)
+
+
+def _edit(path: Path, change: Any) -> None:
+    record = json.loads(path.read_text())
+    change(record)
+    path.write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda job: job["outputs"].pop("release"),
+        lambda job: job["outputs"].update(release=[]),
+        lambda job: job["metrics"].update(gate=[1]),
+        lambda job: job["metrics"].update(gate={"decision": "passed"}),
+        lambda job: job["outputs"].update(steps={"screen": {"outputs": {"action": "report"}}}),
+    ],
+)
+def test_a_record_of_something_else_is_told_in_a_sentence(passed: Passed, change: Any) -> None:
+    _edit(passed.folder / "record.json", change)
+    with pytest.raises(DataError, match="are not what a run writes"):
+        card(read_made(passed.folder))
+
+
+def test_a_result_that_leads_elsewhere_is_not_shared(passed: Passed, tmp_path: Path) -> None:
+    """A run of somebody else's may point at files of whoever pushes it."""
+    secret = tmp_path / "token"
+    secret.write_text("hf_secret")
+    (passed.folder / "adapter-on-base" / "vocab.json").symlink_to(secret)
+    with pytest.raises(JobError, match=r"vocab\.json leads out of its folder"):
+        plan_upload(read_made(passed.folder), "org/mine", BASE)
+    other = shutil.copytree(passed.folder / "adapter", tmp_path / "else" / "adapter")
+    shutil.rmtree(passed.folder / "adapter-on-base")
+    _edit(
+        passed.folder / "record.json",
+        lambda job: job["outputs"]["release"].update(path=str(other)),
+    )
+    with pytest.raises(JobError, match="leads out of"):
+        read_made(passed.folder)
 
 
 def test_names_of_strangers_are_no_markup(passed: Passed) -> None:

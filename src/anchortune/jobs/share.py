@@ -17,6 +17,7 @@ from anchortune.errors import JobError
 from anchortune.files import is_temporary, parse_json
 from anchortune.report.card import CARD_FILE, CardOptions, card
 from anchortune.report.card_source import ADAPTER_CONFIG, Made
+from anchortune.untrusted import stays_inside
 
 #: By suffix, what loading needs; the rest of a folder stays here.
 _WANTED = (".safetensors", ".jinja", ".model", ".txt")
@@ -96,8 +97,8 @@ def plan_upload(
 
     Raises:
         Stopped: the gate did not let it through.
-        JobError: ``repo_id`` is no name on the Hub, or the base that the adapter needs is nowhere
-            that somebody else could load it from.
+        JobError: ``repo_id`` is no name on the Hub, the base that the adapter needs is nowhere
+            that somebody else could load it from, or a file leads out of the folder.
     """
     _check_names(repo_id, (options or CardOptions()).base_id)
     if made.stopped and not allow_stopped:
@@ -111,8 +112,13 @@ def plan_upload(
     _check_base(made, base_id)
     files: dict[str, Path | bytes] = {}
     for file in sorted(made.folder.iterdir()):
-        if file.is_file() and not is_temporary(file.name) and _is_wanted(file.name):
-            files[file.name] = file
+        if not file.is_file() or is_temporary(file.name) or not _is_wanted(file.name):
+            continue
+        if not stays_inside(file, made.folder):
+            raise JobError(
+                f"{file} leads out of its folder, so it is not uploaded; put the file itself there."
+            )
+        files[file.name] = file
     if ADAPTER_CONFIG in files:
         files[ADAPTER_CONFIG] = _config(made, base_id)
     files[CARD_FILE] = card(made, options).encode("utf-8", errors="replace")

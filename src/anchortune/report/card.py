@@ -17,7 +17,7 @@ from anchortune.data.named import name_for_records
 from anchortune.files import write_text
 from anchortune.report.card_front import as_yaml, front_matter
 from anchortune.report.card_measured import decided, measured
-from anchortune.report.card_source import Base, Made, read_made
+from anchortune.report.card_source import Base, Made, as_a_run_writes_it, read_made
 from anchortune.report.words import markdown_text, number, shown
 from anchortune.untrusted import without_secrets
 
@@ -42,7 +42,16 @@ class CardOptions:
 
 
 def card(made: Made, options: CardOptions | None = None) -> str:
-    """The whole card: front matter and body."""
+    """The whole card: front matter and body.
+
+    Raises:
+        DataError: a record is not what a run writes.
+    """
+    with as_a_run_writes_it(made.run):
+        return _whole(made, options)
+
+
+def _whole(made: Made, options: CardOptions | None) -> str:
     options = options or CardOptions()
     title = options.name or f"{made.run.resolve().name}: {made.method}"
     front = as_yaml(front_matter(made, title, options.base_id, options.licence))

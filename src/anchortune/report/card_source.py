@@ -5,16 +5,19 @@ Read are records alone; no torch here.
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from anchortune.errors import EvaluationError, JobError
+from anchortune.errors import AnchortuneError, DataError, EvaluationError, JobError
 from anchortune.evaluation.results import Results
 from anchortune.files import parse_json, sha256_file, sha256_text
 from anchortune.record import RECORD_FILE, Record, read_record
 from anchortune.report.load import read_evaluation
+from anchortune.untrusted import stays_inside
 
 Part = Literal["adapter", "adapter-on-base", "model"]
 #: What a run may have made, the one that most readers want first.
@@ -113,22 +116,48 @@ def read_made(
         EvaluationError: the evaluation measured other weights, or the job has its own.
     """
     folder = Path(run).expanduser()
+    with as_a_run_writes_it(folder):
+        made = _read(folder, part, evaluation)
+    if not stays_inside(made.folder, folder):
+        raise JobError(f"{made.folder} leads out of {run}, so it is not what that run made.")
+    return made
+
+
+@contextlib.contextmanager
+def as_a_run_writes_it(run: Path) -> Iterator[None]:
+    """Tells in a sentence where a record holds something else than what a run writes.
+
+    Raises:
+        DataError: it does.
+    """
+    try:
+        yield
+    except AnchortuneError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(
+            f"the records in {run} are not what a run writes ({type(error).__name__}: {error}); "
+            "run it again, or name another."
+        ) from error
+
+
+def _read(folder: Path, part: Part | None, evaluation: str | Path | None) -> Made:
     record = read_record(folder)
     if record.kind == "job":
         if evaluation is not None:
             raise EvaluationError(
-                f"{run} is a job, with an evaluation of its own; leave --eval out."
+                f"{folder} is a job, with an evaluation of its own; leave --eval out."
             )
         return _of_job(folder, record, part)
     if record.kind == "eval":
-        raise JobError(f"{run} is an evaluation; name the run that made what it measured.")
+        raise JobError(f"{folder} is an evaluation; name the run that made what it measured.")
     if (folder / ADAPTER_CONFIG).is_file() or (folder / "config.json").is_file():
         job = _job_of(folder)
         if job is not None and evaluation is None:
             return _of_job(*job, _as_part(folder, part))
         place, found = folder, _as_part(folder, part)
     else:
-        found = _chosen(folder, part, run)
+        found = _chosen(folder, part, folder)
         place = folder / found
     made = _of_training(folder, place, found, record)
     return made if evaluation is None else _measured(made, evaluation)
