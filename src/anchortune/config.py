@@ -63,6 +63,7 @@ class StageConfig(Section):
             raise ValueError(
                 f"machine.micro_batch_size ({micro}) does not divide training.batch_size "
                 f"({self.training.batch_size})"
+                "; change one of them"
             )
         return self
 
@@ -238,7 +239,9 @@ class AlignConfig(StageConfig):
     def _each_method_has_its_rows(self) -> AlignConfig:
         if self.method != "grpo":
             if not self.data:
-                raise ValueError(f"data is missing; method: {self.method} learns from its rows")
+                raise ValueError(
+                    f"data is missing; method: {self.method} learns from its rows; add it"
+                )
             if self.grpo is not None:
                 raise ValueError(
                     f"grpo is not read with method: {self.method}; set method: grpo, or drop it"
@@ -260,6 +263,7 @@ class AlignConfig(StageConfig):
             raise ValueError(
                 f"grpo.group ({self.grpo.group}) does not divide training.batch_size "
                 f"({self.training.batch_size}), which counts answers"
+                "; change one of them"
             )
         if self.grpo.beta and self.lora is None:
             raise ValueError(

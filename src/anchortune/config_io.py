@@ -80,7 +80,9 @@ def parse_yaml(text: str, where: str) -> Any:
         problem = getattr(error, "problem", None) or error
         raise ConfigError(f"{where}: {line}not valid YAML ({problem}).") from None
     except RecursionError:
-        raise ConfigError(f"{where}: its values lie too deep in each other.") from None
+        raise ConfigError(
+            f"{where}: its values lie too deep in each other; write them flatter."
+        ) from None
     except (ValueError, AttributeError, OverflowError) as error:
         # PyYAML's own readers of numbers and dates, of what only looks like one
         raise ConfigError(f"{where}: not valid YAML ({error}).") from None
@@ -101,7 +103,9 @@ def _count(value: Any, above: tuple[int, ...], known: dict[int, int]) -> int:
         inner = [*value, *value.values()] if isinstance(value, dict) else value
         known[place] = 1 + sum(_count(one, (*above, place), known) for one in inner)
     if known[place] > _MOST_VALUES:
-        raise ConfigError(f"its values, aliases written out, are more than {_MOST_VALUES}.")
+        raise ConfigError(
+            f"its values, aliases written out, are more than {_MOST_VALUES}; write fewer."
+        )
     return known[place]
 
 
@@ -124,10 +128,13 @@ def assign(tree: dict[str, Any], item: str) -> None:
                 raise ConfigError(
                     f"--set {item}: {'.'.join(keys[:depth])} is a list of {len(node)}; "
                     f"'{key}' is not one of its positions (0 to {len(node) - 1})."
+                    "; choose one of them"
                 )
             index = int(key)
         elif not isinstance(node, dict):
-            raise ConfigError(f"--set {item}: {'.'.join(keys[:depth])} holds no keys.")
+            raise ConfigError(
+                f"--set {item}: {'.'.join(keys[:depth])} holds no keys; set it as a whole."
+            )
         if depth == len(keys) - 1:
             node[index] = value
         else:
@@ -156,7 +163,9 @@ def _read_tree(file: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
         named = f" that {above[-1]} extends" if above else ""
         raise ConfigError(f"{file}: cannot read the config{named} ({reason}).") from None
     if len(text) > _MOST_BYTES:
-        raise ConfigError(f"{file}: longer than {_MOST_BYTES} characters, so no config.")
+        raise ConfigError(
+            f"{file}: longer than {_MOST_BYTES} characters, so no config; name another file."
+        )
     tree = parse_yaml(text, str(file))
     if tree is None:
         tree = {}
@@ -166,7 +175,9 @@ def _read_tree(file: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
         return tree
     other = tree.pop("extends")
     if not isinstance(other, str):
-        raise ConfigError(f"{file}: extends is the name of one file, not {_describe(other)}.")
+        raise ConfigError(
+            f"{file}: extends is the name of one file, not {_describe(other)}; give it."
+        )
     below = file.parent / other
     chain = (*above, file)
     if below.resolve() in [one.resolve() for one in chain]:

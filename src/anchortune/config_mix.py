@@ -30,7 +30,9 @@ class MixSource(RowsSection):
     @model_validator(mode="after")
     def _no_preferences(self) -> MixSource:
         if self.format == "preference":
-            raise ValueError("a mix is made of answers, not of preferences")
+            raise ValueError(
+                "a mix is made of answers, not of preferences; name sources with answers"
+            )
         return self
 
 

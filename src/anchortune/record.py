@@ -116,13 +116,17 @@ def read_record(folder: str | Path) -> Record:
     try:
         value = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise DataError(f"{folder}: no {RECORD_FILE} in it, so no complete run.") from None
+        raise DataError(
+            f"{folder}: no {RECORD_FILE} in it, so no complete run"
+            "; run it to its end, or name another."
+        ) from None
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: not a readable record ({error}).") from None
     version = value.get("format_version") if isinstance(value, dict) else None
     if version != FORMAT_VERSION:
         raise DataError(
-            f"{path}: record format {str(version)[:20]}, but this version reads {FORMAT_VERSION}."
+            f"{path}: record format {str(version)[:20]}, but this version reads {FORMAT_VERSION}"
+            "; update anchortune."
         )
     try:
         return Record.model_validate(value)

@@ -64,7 +64,10 @@ def compose(
     for module in sorted(set(parts[0]) | set(parts[1])):
         pairs = [part[module] for part in parts if module in part]
         if len({(a.shape[1], b.shape[0]) for a, b in pairs}) > 1:
-            raise CheckpointError(f"the two adapters have other shapes at {module}")
+            raise CheckpointError(
+                f"the two adapters have other shapes at {module}"
+                "; give two that were trained on one model"
+            )
         held[module] = (torch.cat([a for a, _ in pairs]), torch.cat([b for _, b in pairs], dim=1))
     return as_lora(
         held,

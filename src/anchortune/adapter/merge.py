@@ -23,7 +23,9 @@ def locate_adapter(adapter: str | Path) -> tuple[Path, str | None]:
     if not folder.is_dir():
         name = str(adapter)
         if folder.exists() or folder.is_absolute() or name.startswith((".", "~")):
-            raise CheckpointError(f"adapter {adapter} is no folder with {CONFIG} and {WEIGHTS}.")
+            raise CheckpointError(
+                f"adapter {adapter} is no folder with {CONFIG} and {WEIGHTS}; check the path."
+            )
         folder = _snapshot(name)
         commit = folder.name
     for wanted in (CONFIG, WEIGHTS):
@@ -74,6 +76,7 @@ def check_fit(skeleton: Any, adapter: str | Path) -> None:
             raise CheckpointError(
                 f"adapter {adapter} changes {name}, which the model has not: it belongs on "
                 "the model that it was trained on"
+                ", so load that one"
             ) from None
         wide = getattr(layer, "in_features" if rest[0] == "A" else "out_features", None)
         if wide is not None and info.shape[1 if rest[0] == "A" else 0 :][:1] != (wide,):
@@ -81,9 +84,13 @@ def check_fit(skeleton: Any, adapter: str | Path) -> None:
                 f"adapter {adapter}: {name} has {wide} features in the model and another "
                 f"number in the adapter ({list(info.shape)}): it belongs on the model that it was "
                 "trained on"
+                ", so load that one"
             )
     if not found and read_adapter_config(folder, str(adapter))["peft_type"] == "LORA":
-        raise CheckpointError(f"adapter {adapter} holds no lora_A and lora_B, so it does nothing")
+        raise CheckpointError(
+            f"adapter {adapter} holds no lora_A and lora_B, so it does nothing"
+            "; name one that PEFT saved"
+        )
 
 
 def _snapshot(name: str) -> Path:
@@ -135,6 +142,7 @@ def merge_adapter(model: Any, adapter: str | Path) -> Any:
         raise CheckpointError(
             f"adapter {adapter} does not load on the model ({reason[0]}): it belongs on the model "
             "that it was trained on"
+            ", so load that one"
         ) from None
     for name, parameter in merged.named_parameters():
         parameter.requires_grad_(name in trained)

@@ -63,7 +63,7 @@ def update_as_lora(
         CheckpointError: the update is of no module.
     """
     if not update:
-        raise CheckpointError("an update of no module makes no adapter")
+        raise CheckpointError("an update of no module makes no adapter; check target_modules")
     like = like or {}
     state, config = as_lora(
         {module: (part.right, part.left) for module, part in update.items()},

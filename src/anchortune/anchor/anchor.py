@@ -48,13 +48,17 @@ class Anchor:
                 describes other modules.
         """
         if not modules:
-            raise AnchorError("an anchor of no modules anchors nothing")
+            raise AnchorError(
+                "an anchor of no modules anchors nothing; give the factors of one or more"
+            )
         self.modules: dict[str, Factors] = dict(modules)
         for name, factors in self.modules.items():
             check_factors(name, factors)
         self.metadata = metadata or _from_memory(self.modules)
         if set(self.metadata.modules) != set(self.modules):
-            raise AnchorError("the anchor's metadata describes other modules than it holds")
+            raise AnchorError(
+                "the anchor's metadata describes other modules than it holds; build it again"
+            )
         self._bytes_sha256: str | None = None
 
     @classmethod

@@ -80,7 +80,9 @@ def check_inside(operator: Operator, side: Side, lam_inside: float = 1.0) -> Non
     if isinstance(lam_inside, bool) or not isinstance(lam_inside, (int, float)):
         raise AnchorError(f"lam_inside is a number, not {lam_inside!r}: leave it out, or give one")
     if not math.isfinite(lam_inside) or lam_inside < 0:
-        raise AnchorError(f"lam_inside is a number of at least 0, not {lam_inside!r}")
+        raise AnchorError(
+            f"lam_inside is a number of at least 0, not {lam_inside!r}; give such a one"
+        )
     if not lam_inside:
         return
     if side != "off":

@@ -144,6 +144,7 @@ def renewed(target: Target, modules: Mapping[str, Factors]) -> Target:
     if target.name not in modules:
         raise AnchorError(
             f"{target.name} is bound to an anchor and not in the one that replaces it"
+            ": build that with the same target_modules"
         )
     factors = modules[target.name]
     if factors.shape != target.factors.shape:
@@ -162,6 +163,7 @@ def _check_shape(name: str, found: tuple[int, int], factors: Factors) -> None:
         raise AnchorError(
             f"module {name!r} is {found[0]} × {found[1]} in the model but "
             f"{factors.shape[0]} × {factors.shape[1]} in the anchor: they are not of one family"
+            "; build it from checkpoints of the model's own"
         )
 
 
@@ -298,7 +300,7 @@ def cover(model: nn.Module, modules: Mapping[str, Factors]) -> Coverage:
     if dead:
         raise AnchorError(
             f"‖dW‖ is nothing in {_names(dead)}: aligned and base are identical there, so there is "
-            "no direction to anchor to"
+            "no direction to anchor to: leave them out"
         )
     covered = {id(p) for t in coverage.targets for p in t.parameters() if p is not None}
     for path, module in model.named_modules():
@@ -327,6 +329,7 @@ def _full_targets(model: nn.Module, modules: Mapping[str, Factors]) -> list[Targ
         if not weight.is_floating_point():
             raise AnchorError(
                 f"module {name!r} is quantised ({weight.dtype}) and cannot be trained"
+                ": load it unquantised, or freeze it"
             )
         _check_shape(name, (weight.shape[0], weight.shape[1]), modules[key])
         transposed = _is_conv1d(module)

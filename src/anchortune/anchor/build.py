@@ -145,12 +145,16 @@ def pick_place(device: str) -> torch.device:
     if re.fullmatch(r"cpu|cuda(:\d+)?", device) is None:
         raise AnchorError(
             f"device {device!r} is not one that anchors are built on: auto, cpu, cuda"
+            "; choose one of them"
         )
     place = torch.device(device)
     if place.type == "cuda" and not torch.cuda.is_available():
         raise AnchorError(f"device {device!r} is not there: torch finds no CUDA; say cpu or auto")
     if place.type == "cuda" and (place.index or 0) >= (count := torch.cuda.device_count()):
-        raise AnchorError(f"device {device!r} is not there: torch numbers {count} of them from 0")
+        raise AnchorError(
+            f"device {device!r} is not there: torch numbers {count} of them from 0"
+            ", so choose one of them"
+        )
     return place
 
 
@@ -173,6 +177,7 @@ def _factorise(
             raise PairError(
                 f"the difference in {pair.name!r} is no weights' (its squares overflow, or the "
                 "SVD fails): one of the checkpoints is broken"
+                ": get them again"
             ) from error
         _return_freed_memory()
         return factors

@@ -157,6 +157,7 @@ def compare_anchors(a: Anchor, b: Anchor) -> Comparison:
             raise AnchorError(
                 f"module {name!r} is {mine.shape[0]} × {mine.shape[1]} in one anchor and "
                 f"{theirs.shape[0]} × {theirs.shape[1]} in the other: they are of two models"
+                "; build both from one"
             )
         found = _module(name, mine, theirs)
         modules.append(found)

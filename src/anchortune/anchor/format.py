@@ -216,7 +216,9 @@ def _metadata(path: Path, text: str) -> AnchorMetadata:
         value = parse_json(text)
         version = value.get("format_version")
     except (ValueError, AttributeError) as error:
-        raise AnchorError(f"{path}: the anchor's metadata is no JSON object") from error
+        raise AnchorError(
+            f"{path}: the anchor's metadata is no JSON object: build it again"
+        ) from error
     if type(version) is not int or version not in (FORMAT_VERSION, HARMFUL_VERSION):
         raise AnchorError(
             f"{path} is an anchor of format version {str(version)[:20]}, and this anchortune "
@@ -240,6 +242,7 @@ def _factors(path: Path, name: str, info: ModuleInfo, tensors: dict[str, TensorI
     if info.rank > min(info.shape):
         raise AnchorError(
             f"{path}: {name} claims rank {info.rank} of a matrix {list(info.shape)}: broken file"
+            ", so build it again"
         )
     shapes = {
         "left": (info.shape[0], info.rank),
@@ -270,9 +273,16 @@ def check_factors(label: str, factors: Factors) -> None:
         gram = value.T @ value
         off = float((gram - torch.eye(factors.rank, dtype=gram.dtype)).abs().max())
         if not off <= _ORTHONORMAL:  # where products overflow it is NaN
-            raise AnchorError(f"{label}.{side} is not orthonormal (off by {off:.1e}): broken file")
+            raise AnchorError(
+                f"{label}.{side} is not orthonormal (off by {off:.1e}): broken file"
+                ", so build it again"
+            )
     sigma = factors.sigma
     if bool((sigma <= 0).any()) or bool((sigma.diff() > 0).any()):
-        raise AnchorError(f"{label}.sigma is not positive and descending: broken file")
+        raise AnchorError(
+            f"{label}.sigma is not positive and descending: broken file, so build it again"
+        )
     if float(sigma.double().square().sum()) > factors.norm * factors.norm * (1 + 1e-4):
-        raise AnchorError(f"{label}.sigma holds more energy than the stated norm: broken file")
+        raise AnchorError(
+            f"{label}.sigma holds more energy than the stated norm: broken file, so build it again"
+        )

@@ -173,15 +173,23 @@ def fetch(
             repo_id, FILE_NAME, revision=revision, token=token, endpoint=endpoint
         )
     except RevisionNotFoundError as error:
-        raise AnchorError(f"{repo_id} has no revision {revision!r} on the Hub") from error
+        raise AnchorError(
+            f"{repo_id} has no revision {revision!r} on the Hub: choose another, or leave it out"
+        ) from error
     except RepositoryNotFoundError as error:
-        raise AnchorError(f"{repo_id} is no repository that this token may read") from error
+        raise AnchorError(
+            f"{repo_id} is no repository that this token may read"
+            ": check its name, or log in (`hf auth login`)"
+        ) from error
     except LocalEntryNotFoundError as error:
         raise AnchorError(
             f"{repo_id} is not in the local cache and the Hub cannot be reached (offline?)"
+            ": give a local file, or fetch it where there is a network"
         ) from error
     except EntryNotFoundError as error:
-        raise AnchorError(f"{repo_id} holds no {FILE_NAME}: it is no anchor") from error
+        raise AnchorError(
+            f"{repo_id} holds no {FILE_NAME}: it is no anchor, so name another repository"
+        ) from error
     except failures as error:
         raise AnchorError(f"{repo_id} could not be fetched from the Hub: {error}") from error
     return Path(path)

@@ -52,7 +52,10 @@ class AdapterCheckpoint(Checkpoint):
         _refuse_variants(self.label, self.config)
         if not (self.path / ADAPTER_WEIGHTS).is_file():
             refuse_pickles(self.path)
-            raise CheckpointError(f"{self.path} has {ADAPTER_CONFIG} but no {ADAPTER_WEIGHTS}")
+            raise CheckpointError(
+                f"{self.path} has {ADAPTER_CONFIG} but no {ADAPTER_WEIGHTS}"
+                ": save the adapter again with save_pretrained"
+            )
         self._infos = read_header(self.path / ADAPTER_WEIGHTS)[0]
         self._stored = {
             name: StoredTensor(name, info.dtype, info.shape) for name, info in self._infos.items()
@@ -127,7 +130,9 @@ class AdapterCheckpoint(Checkpoint):
                     f"{_what(list(modules))}"
                 )
         if not chosen:
-            raise CheckpointError(f"adapter {self.label} holds no lora_A and lora_B tensors")
+            raise CheckpointError(
+                f"adapter {self.label} holds no lora_A and lora_B tensors: get it again"
+            )
         for module in chosen:
             for name in modules[module]:
                 if len(self._stored[name].shape) != 2:
@@ -233,4 +238,5 @@ def _refuse_variants(label: str, config: Mapping[str, Any]) -> None:
         raise CheckpointError(
             f"adapter {label} is an activated LoRA, which acts on some tokens only: "
             "its update is no difference of weights"
+            ": give a plain LoRA"
         )

@@ -131,7 +131,9 @@ class FolderCheckpoint(Checkpoint):
 
     def _info(self, name: str) -> TensorInfo:
         if name not in self._infos:
-            raise CheckpointError(f"{self.label} has no tensor {name!r}")
+            raise CheckpointError(
+                f"{self.label} has no tensor {name!r}: give the checkpoint of the same model"
+            )
         return self._infos[name]
 
 

@@ -141,12 +141,16 @@ class GgufCheckpoint(Checkpoint):
                     f"{side[1]}: get it again"
                 )
         if "model.embed_tokens.weight" not in self._stored:
-            raise CheckpointError(f"{self.label} holds no embeddings, so it is no whole model")
+            raise CheckpointError(
+                f"{self.label} holds no embeddings, so it is no whole model: get it again"
+            )
 
     def _size(self, key: str) -> int:
         value = self._field(f"{self._architecture}.{key}")
         if not isinstance(value, int) or value < 1:
-            raise CheckpointError(f"{self.label} does not say its {key}, so it is no whole model")
+            raise CheckpointError(
+                f"{self.label} does not say its {key}, so it is no whole model: get it again"
+            )
         return value
 
     @property
@@ -182,7 +186,9 @@ class GgufCheckpoint(Checkpoint):
         from gguf import dequantize
 
         if name not in self._raw:
-            raise CheckpointError(f"{self.label} has no tensor {name!r}")
+            raise CheckpointError(
+                f"{self.label} has no tensor {name!r}: give the checkpoint of the same model"
+            )
         tensor = self._raw[name]
         kind = self.quantisation(name)
         try:
@@ -190,6 +196,7 @@ class GgufCheckpoint(Checkpoint):
         except NotImplementedError as error:
             raise CheckpointError(
                 f"{self.label}: {name!r} is held as {kind}, which the gguf library cannot read"
+                ": update gguf, or take another quantisation"
             ) from error
         shape = self._stored[name].shape
         value = np.asarray(value, dtype=np.float32).reshape(shape)

@@ -50,6 +50,7 @@ def folder_tensors(folder: Path) -> dict[str, TensorInfo]:
     held = f"only {', '.join(others[:4])}" if others else "no .safetensors file"
     raise CheckpointError(
         f"{folder} holds {held}, where a checkpoint has {SINGLE} or shards with {INDEX}"
+        ": name the folder with these"
     )
 
 
@@ -75,7 +76,9 @@ def _indexed(folder: Path) -> dict[str, TensorInfo]:
     for name, file in weight_map.items():
         info = headers[str(file)].get(name)
         if info is None:
-            raise CheckpointError(f"{path} says {name!r} is in {file}, whose header has no such")
+            raise CheckpointError(
+                f"{path} says {name!r} is in {file}, whose header has no such tensor: get it again"
+            )
         tensors[name] = info
     return tensors
 
@@ -90,9 +93,13 @@ def _shard(folder: Path, file: str) -> Path:
     if path.is_absolute() or windows.drive or windows.root or ".." in windows.parts:
         raise CheckpointError(
             f"{folder / INDEX} points out of its folder ({file!r}): this is no honest checkpoint"
+            ", so take another"
         )
     if path.suffix != ".safetensors":
-        raise CheckpointError(f"{folder / INDEX} points at {file!r}, which is not safetensors")
+        raise CheckpointError(
+            f"{folder / INDEX} points at {file!r}, which is not safetensors"
+            ": save it again with save_pretrained"
+        )
     if not (folder / path).is_file():
         raise CheckpointError(f"{folder / INDEX} points at {file!r}, which is missing: get it")
     return folder / path

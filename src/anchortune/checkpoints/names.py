@@ -229,7 +229,10 @@ def pair_names(
                 f"in {there}, such as {missing[0]!r}: they are not one model's, or "
                 "target_modules must be narrowed"
             )
-    raise PairError(f"the modules of {labels[0]} and {labels[1]} cannot be paired by name")
+    raise PairError(
+        f"the modules of {labels[0]} and {labels[1]} cannot be paired by name"
+        ": give two checkpoints of one architecture"
+    )
 
 
 def _refuse_fused(mine: Collection[str], other: Collection[str], labels: tuple[str, str]) -> None:

@@ -155,7 +155,10 @@ def _square(rows: Tensor) -> Tensor:
 
 def _refuse_not_finite(tensor: Tensor, checkpoint: Checkpoint, name: str) -> None:
     if not bool(torch.isfinite(tensor).all()):
-        raise PairError(f"{checkpoint.label}: {name!r} holds NaN or Inf: the checkpoint is broken")
+        raise PairError(
+            f"{checkpoint.label}: {name!r} holds NaN or Inf: the checkpoint is broken"
+            ", so get it again"
+        )
 
 
 def pair_checkpoints(aligned: Checkpoint, base: Checkpoint, targets: Targets) -> Pairing:
@@ -185,6 +188,7 @@ def pair_checkpoints(aligned: Checkpoint, base: Checkpoint, targets: Targets) ->
             raise PairError(
                 f"{mine!r} is {_times(here.shape)} in {aligned.label} but {_times(there.shape)} in "
                 f"{base.label}: they are of different sizes"
+                ", so give two of one size"
             )
         shape = (here.shape[0], here.shape[1])
         transposed = aligned.is_conv1d(mine)

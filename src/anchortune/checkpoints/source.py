@@ -51,7 +51,9 @@ def open_checkpoint(
         return GgufCheckpoint(label=str(name), path=path)
     if path.is_file():
         raise CheckpointError(f"{name} is a file: give the folder it is in, or a .gguf file")
-    raise CheckpointError(f"{name} is no folder or .gguf file here, nor a Hub id (org/name)")
+    raise CheckpointError(
+        f"{name} is no folder or .gguf file here, nor a Hub id (org/name): check the path"
+    )
 
 
 def network_errors() -> tuple[type[Exception], ...]:
@@ -103,6 +105,7 @@ def _snapshot(repo_id: str, revision: str | None, token: str | bool | None) -> P
     except RepositoryNotFoundError as error:
         raise CheckpointError(
             f"{repo_id} is neither a folder here nor a model on the Hub that this token may read"
+            ": check the path, or log in (`hf auth login`)"
         ) from error
     except LocalEntryNotFoundError as error:
         raise CheckpointError(

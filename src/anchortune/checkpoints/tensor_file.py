@@ -198,7 +198,10 @@ def read_blocks(info: TensorInfo, on_digest: Callable[[str], None]) -> Iterator[
 
 def _refuse_other_dtypes(info: TensorInfo) -> None:
     if info.dtype not in FLOAT_DTYPES:
-        raise CheckpointError(f"{info.file}: tensor {info.name!r} is {info.dtype}, not a float")
+        raise CheckpointError(
+            f"{info.file}: tensor {info.name!r} is {info.dtype}, not a float"
+            ": give the checkpoint in 16 or 32 bits"
+        )
 
 
 def _cut_short(info: TensorInfo) -> CheckpointError:

@@ -246,7 +246,9 @@ def parse_rank(value: str | None) -> int | Literal["full"] | None:
     if value is None or value == "full":
         return None if value is None else "full"
     if not value.isdecimal() or int(value) < 1:
-        raise AnchorError(f"--rank {value} is neither a number above 0 nor 'full'")
+        raise AnchorError(
+            f"--rank {value} is neither a number above 0 nor 'full'; give one of them"
+        )
     return int(value)
 
 

@@ -53,9 +53,9 @@ def diagnose(
 
     for value, option in ((refusals, "--refusals"), (rows, "--rows")):
         if value is not None and not gradients:
-            raise JobError(f"{option} is of --gradients, which is not given")
+            raise JobError(f"{option} is of --gradients, which is not given; give that too")
     if model is not None and evaluation is None:
-        raise JobError("--model is of --eval, which is not given")
+        raise JobError("--model is of --eval, which is not given; give that too")
     log_to_stderr()
     asked = Asked(
         evaluation=evaluation,

@@ -62,7 +62,10 @@ def drift(
     if reason is not None:
         raise TrainingError(f"-o {folder} cannot be written: {reason}")
     if rows is not None and refusals is None and harmful is None:
-        raise TrainingError("--rows is of --refusals and --harmful, and neither is given")
+        raise TrainingError(
+            "--rows is of --refusals and --harmful, and neither is given"
+            "; give one of them, or leave --rows out"
+        )
     log_to_stderr()
 
     from anchortune.anchor.anchor import Anchor

@@ -82,7 +82,9 @@ def _plan(
     if outputs is None and config is not None:
         for flag, given in (("--judge", judges), ("--output", output)):
             if given:
-                raise ConfigError(f"{flag} goes with --outputs; a config names its own.")
+                raise ConfigError(
+                    f"{flag} goes with --outputs; leave it out, for a config names its own."
+                )
         from anchortune.config_io import load_config
         from anchortune.evaluation.config import EvalConfig
         from anchortune.evaluation.plan import plan_eval

@@ -151,7 +151,7 @@ def make_method(name: Method, overrides: list[str]) -> Defence:
             raise ConfigError(f"--method subspace: unknown key '{other[0]}'; known here: rank.")
         tree |= {"operator": "subspace", "threshold": 1.0}
     if "name" in tree:
-        raise ConfigError("--set name: the method is chosen with --method.")
+        raise ConfigError("--set name: leave it out; the method is chosen with --method.")
     kind = defence_class("safe-lora" if name == "subspace" else name)
     return validate(tree, kind, f"--method {name}")
 

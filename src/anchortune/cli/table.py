@@ -197,7 +197,7 @@ def plot(
         _drawn([*draw_as(basin, (kind or Kind.curve).value, output)], as_json)
         return
     if kind in {Kind.epl, Kind.map}:
-        raise SweepError(f"--kind {kind.value} is drawn of one basin.json; RESULTS is none.")
+        raise SweepError(f"--kind {kind.value} is drawn of one basin.json; name it as RESULTS.")
     options = PlotOptions(
         kind="curve" if kind is Kind.curve else "pareto",
         x=x,

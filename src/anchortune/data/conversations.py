@@ -124,7 +124,8 @@ class SourceReport:
             reasons = ", ".join(f"{count} x {reason}" for reason, count in self.dropped.items())
             raise DataError(
                 f"{self.path}: {bad} of {self.sampled} rows cannot be used ({reasons}), more than "
-                f"max_bad_frac {max_bad_frac:g} allows; the first is {self.first_bad}."
+                f"max_bad_frac {max_bad_frac:g} allows; the first is {self.first_bad}"
+                "; mend them, or raise it."
             )
 
     def summary(self) -> dict[str, Any]:
@@ -217,7 +218,10 @@ def detect(
     if section.format != "auto":
         if (section.format == "preference") != preference:
             need = "prompt, chosen and rejected" if preference else "answers, not preferences"
-            raise DataError(f"{section.path}: format {section.format} here, but {need} are needed.")
+            raise DataError(
+                f"{section.path}: format {section.format} here, but {need} are needed"
+                "; name other data."
+            )
         wanted = [section.format]
     for name in wanted:
         fields = _ALIASES[name]

@@ -73,7 +73,7 @@ def _read(place: RowsSection, cue: str) -> tuple[dict[str, Any], frozenset[str]]
         texts = [text for text in _prompts(rows, named) if text.strip()]
     except RecursionError:
         raise DataError(
-            f"{place.path}: its lists and objects lie too deep in each other."
+            f"{place.path}: its lists and objects lie too deep in each other; write them flatter."
         ) from None
     found = {normalised(text.removesuffix(cue)) for text in texts} - {""}
     if not found:

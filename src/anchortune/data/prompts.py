@@ -69,7 +69,10 @@ def read_prompts(sections: Sequence[PromptsSection], max_prompts: int | None = N
         for row, place in zip(raw.rows, raw.places, strict=True):
             text = _prompt(row, column)
             if text is None:
-                raise DataError(f"{section.path}: {place}: no text in column '{column}'.")
+                raise DataError(
+                    f"{section.path}: {place}: no text in column '{column}'"
+                    "; fill it, or take the row out."
+                )
             found.setdefault(normalised(text), text)
         sources.append(
             {

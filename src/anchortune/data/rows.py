@@ -63,7 +63,7 @@ def read_rows(section: RowsSection) -> RawRows:
         found, places = _read_file(path, section.path)
         digest = sha256_file(path)
     elif path.suffix.lower() in SUFFIXES or section.path.startswith((".", "/", "~")):
-        raise DataError(f"{section.path}: no such file.")
+        raise DataError(f"{section.path}: no such file; check the path.")
     else:
         found = _read_hub(section)
         places = [f"row {number}" for number in range(1, len(found) + 1)]
@@ -73,7 +73,10 @@ def read_rows(section: RowsSection) -> RawRows:
     for row, place in zip(rows, places, strict=True):
         columns.update(dict.fromkeys(map(str, row or ())))
         if len(columns) > _MOST_COLUMNS:
-            raise DataError(f"{section.path}: {place}: more than {_MOST_COLUMNS} columns.")
+            raise DataError(
+                f"{section.path}: {place}: more than {_MOST_COLUMNS} columns"
+                "; leave out those that are not read."
+            )
     if not columns:
         raise DataError(f"{section.path}: holds no rows (a list of objects is expected).")
     return RawRows(rows, places, digest, list(columns))
@@ -144,7 +147,9 @@ def _whole(name: str, text: str, rows: list[Any]) -> list[Any]:
     try:
         found = [mend(row) for row in rows]
     except RecursionError:
-        raise DataError(f"{name}: its lists and objects lie too deep in each other.") from None
+        raise DataError(
+            f"{name}: its lists and objects lie too deep in each other; write them flatter."
+        ) from None
     if mended:
         logger.warning(
             "%s: %d texts hold half a character (a lone surrogate); read as ?", name, mended

@@ -88,7 +88,8 @@ def factors_beside(update: Update, anchor: Anchor, rank: int | None = None) -> d
             one, other = (f"{a} × {b}" for a, b in (update[name].shape, factors.shape))
             raise AnchorError(
                 f"module {name} is {one} in the adapter but {other} in the anchor: they are not "
-                "of one family."
+                "of one family"
+                "; build it from the adapter's own model."
             )
     return found
 

@@ -155,7 +155,8 @@ def answers_to(candidate: Candidate, items: Sequence[Item]) -> list[Answer]:
         if exact is None and len({other.text for other in others}) > 1:
             raise EvaluationError(
                 f"models.{candidate.name}: {candidate.section.outputs} answers prompt {item.id} "
-                f"in several sets, and none of them is called '{item.set}'."
+                f"in several sets, and none of them is called '{item.set}'"
+                "; give its rows the set's name."
             )
         if exact is not None:
             others = [exact]
@@ -167,7 +168,8 @@ def answers_to(candidate: Candidate, items: Sequence[Item]) -> list[Answer]:
         raise EvaluationError(
             f"models.{candidate.name}: {candidate.section.outputs} has no answer to "
             f"{len(missing)} of {len(items)} prompts of '{items[0].set}', the first being "
-            f"{missing[0].id}."
+            f"{missing[0].id}"
+            "; add them, or ask for fewer."
         )
     return found
 

@@ -201,7 +201,8 @@ def unlikely_below(own: Sequence[float | None]) -> float:
     known = sorted(value for value in own if value is not None)
     if not known:
         raise EvaluationError(
-            "the reference model's answers are all empty, so nothing says what is likely."
+            "the reference model's answers are all empty, so nothing says what is likely"
+            "; name another reference."
         )
     return known[int(PERCENTILE * (len(known) - 1))] - MARGIN_NATS
 
@@ -249,7 +250,10 @@ def coherence(
         EvaluationError: there are no answers, or not as many likelihoods.
     """
     if not texts:
-        raise EvaluationError("no answers whose coherence could be measured: the set is empty.")
+        raise EvaluationError(
+            "no answers whose coherence could be measured: the set is empty"
+            "; name one that holds prompts."
+        )
     values: Sequence[float | None] = [None] * len(texts) if likelihood is None else likelihood
     if len(values) != len(texts):
         raise EvaluationError(f"{len(values)} likelihoods do not fit {len(texts)} answers.")

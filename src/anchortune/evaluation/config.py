@@ -56,7 +56,9 @@ class CandidateSection(Section):
             found = " and ".join(given) or "none of them"
             raise ValueError(f"give one of path, server and outputs, not {found}")
         if self.adapter and self.path is None:
-            raise ValueError("adapter is merged into path; a server or a file has no weights here")
+            raise ValueError(
+                "adapter is merged into path; a server or a file has no weights here; drop adapter"
+            )
         return self
 
 

@@ -117,9 +117,7 @@ def make_engine(
             answer or does not know the model, or the candidate is a file of answers.
     """
     if candidate.outputs is not None:
-        raise EvaluationError(
-            f"{candidate.outputs} holds answers already; there is nothing to generate."
-        )
+        raise EvaluationError(f"{candidate.outputs} holds answers already; read them there.")
     if candidate.server is not None:
         from anchortune.evaluation.server import ServerEngine
 

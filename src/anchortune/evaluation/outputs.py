@@ -82,7 +82,9 @@ def answer_of(row: Mapping[str, Any]) -> Answer:
         category=row.get("category"),
     )
     if item.id != row["id"] or sha256_text(row["answer"]) != row["answer_sha256"]:
-        raise EvaluationError("its text does not fit its hash, so it was changed after the fact")
+        raise EvaluationError(
+            "its text does not fit its hash, so it was changed after the fact; evaluate again"
+        )
     return Answer(
         row["model"],
         item,
@@ -251,7 +253,7 @@ def read_answers(
     """
     file = Path(path).expanduser()
     if not file.is_file() or file.suffix.lower() not in SUFFIXES:
-        raise EvaluationError(f"{path}: no file of answers ({', '.join(SUFFIXES)}).")
+        raise EvaluationError(f"{path}: no file of answers ({', '.join(SUFFIXES)}); name one.")
     raw = read_rows(DataSection(path=str(file)))
     if "prompt_sha256" in raw.columns and "answer" not in raw.columns:
         raise EvaluationError(f"{path}: holds hashes only (keep: hash); its answers are gone.")
@@ -299,7 +301,9 @@ class _Reader:
 
     def __init__(self, row: dict[str, Any] | None, place: str) -> None:
         if row is None:
-            raise EvaluationError(f"{place}: not an object with a prompt and an answer.")
+            raise EvaluationError(
+                f"{place}: not an object with a prompt and an answer; write it as one."
+            )
         self._row, self._place = row, place
 
     def text(self, column: str, *, empty: bool = False) -> str:

@@ -331,7 +331,9 @@ def _asked(config: EvalConfig) -> list[Asked]:
         )
     for one in found:
         if not one.items:
-            raise EvaluationError(f"{one.name}: nothing to ask; an empty set has no rate.")
+            raise EvaluationError(
+                f"{one.name}: nothing to ask; an empty set has no rate, so leave it out."
+            )
     return found
 
 

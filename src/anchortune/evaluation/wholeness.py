@@ -104,7 +104,9 @@ def coherence_of(rows: Sequence[Row], verdicts: VerdictLog) -> Coherence:
     found = list(_found(rows, verdicts))
     rate = figure(float(row["outcome"] == "coherent") for row in found)
     if rate is None:
-        raise EvaluationError("no answers whose coherence is known: the set is empty.")
+        raise EvaluationError(
+            "no answers whose coherence is known: the set is empty; name one that holds prompts."
+        )
     scores = [row["score"] for row in found if row["score"] is not None]
     mean = sum(scores) / len(scores) if scores else None
     return Coherence(rate, [row["reason"] or None for row in found], mean)
@@ -114,5 +116,7 @@ def _found(rows: Sequence[Row], verdicts: VerdictLog) -> Iterator[Row]:
     for row in rows:
         said = verdicts.find(row, COHERENCE)
         if said is None:
-            raise EvaluationError(f"nobody has looked whether answer {row['id']} is coherent.")
+            raise EvaluationError(
+                f"nobody has looked whether answer {row['id']} is coherent; measure it first."
+            )
         yield said

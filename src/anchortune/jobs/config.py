@@ -69,9 +69,12 @@ class AnchorSection(Section):
     def _made_or_given(self) -> AnchorSection:
         building = [k for k in ("target_modules", "rank", "energy") if getattr(self, k) is not None]
         if self.path is not None and building:
-            raise ValueError(f"{building[0]} is for building an anchor, but path names a made one")
+            raise ValueError(
+                f"{building[0]} is for building an anchor, but path names a made one"
+                "; drop one of them"
+            )
         if self.path is None and self.revision is not None:
-            raise ValueError("revision is the anchor's on the Hub, but no path is given")
+            raise ValueError("revision is the anchor's on the Hub, but no path is given; drop it")
         return self
 
 

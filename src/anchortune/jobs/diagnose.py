@@ -130,7 +130,7 @@ def _read(run: Path, asked: Asked) -> _Found:
         return _work(folder, asked)
     if not (folder / CONFIG_FILE).is_file() and any(folder.glob("*.json")):
         raise JobError(
-            f"{run} is no run: of a sweep's results name one record, and of a job or a training "
+            f"{run} is no run; of a sweep's results, name one record, and of a job or a training "
             "the output folder"
         )
     found = _Found(f"{run} (training)", folder, training=training_of(folder, folder.name))
@@ -146,7 +146,9 @@ def _read(run: Path, asked: Asked) -> _Found:
 
 def _job(folder: Path, asked: Asked) -> _Found:
     if asked.evaluation is not None or asked.model is not None:
-        raise JobError("--eval and --model are of a training; a job has its own evaluation")
+        raise JobError(
+            "--eval and --model are of a training; a job has its own evaluation, so leave them out"
+        )
     config = load_config(folder / CONFIG_FILE, JobConfig)
     arms = {arm.name: arm for arm in config.arms}
     if asked.arm is not None and asked.arm not in arms:
@@ -308,7 +310,9 @@ def _other(place: Path | None) -> tuple[str, Decides, Decides] | None:
     found = _read(place, Asked())
     trained = found.training.decides if found.training else {}
     if not trained and not found.decides:
-        raise JobError(f"--against {place} is not complete, so nothing says what decided it")
+        raise JobError(
+            f"--against {place} is not complete, so nothing says what decided it: run it to its end"
+        )
     return str(place), trained, found.decides
 
 

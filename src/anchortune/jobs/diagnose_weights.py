@@ -63,7 +63,10 @@ def anchor_of(run: Run, given: Path | None, sha256: str | None) -> Anchor:
     else:
         raise AnchorError("the run names no anchor (--anchor FILE gives one to hold it against)")
     if sha256 is not None and anchor.sha256 != sha256:
-        raise AnchorError("the anchor's file is another one now than when the run was made")
+        raise AnchorError(
+            "the anchor's file is another one now than when the run was made"
+            ": name the one it was with --anchor"
+        )
     return anchor
 
 
@@ -93,7 +96,10 @@ def lie_of(run: Run, anchor: Anchor, penalty: Mapping[str, Any] | None) -> Lie:
         factors = factors_of(anchor, key, rank)
         if factors.shape != tuple(update.shape):
             ours, theirs = (f"{a} × {b}" for a, b in (tuple(update.shape), factors.shape))
-            raise AnchorError(f"module {name} is {ours} in the run but {theirs} in the anchor")
+            raise AnchorError(
+                f"module {name} is {ours} in the run but {theirs} in the anchor"
+                ": name the anchor of the run's model with --anchor"
+            )
         found = lie(update, factors)
         if found.energy == 0.0:
             still.append(name)
@@ -149,14 +155,18 @@ def gradients_of(
     """
     config = run.config
     if not isinstance(config, TrainConfig):
-        raise TrainingError("--gradients is of a run of anchortune train, and this is an align")
+        raise TrainingError(
+            "--gradients is of a run of anchortune train, and this is an align: leave it out"
+        )
     if anchor.metadata.harmful is not None:
         raise TrainingError(
             "--gradients is held against aligned - base, and this is a harmful anchor: name the "
             "other with --anchor"
         )
     if run.edited:
-        raise TrainingError("lox moved the start weights, and the edited model is in no file")
+        raise TrainingError(
+            "lox moved the start weights, and the edited model is in no file: leave out --gradients"
+        )
     numbers = pick_numbers(config.machine, config.lora)
     tokenizer = load_tokenizer(run.start)
     template = Template(tokenizer)

@@ -49,7 +49,9 @@ class _Recipe(Section):
         if self.method == "gradient":
             for key in ("epochs", "learning_rate", "batch_size"):
                 if getattr(self, key) is not None:
-                    raise ValueError(f"{key} is for method tune, and gradient trains nothing")
+                    raise ValueError(
+                        f"{key} is for method tune, and gradient trains nothing; drop it"
+                    )
         return self
 
 
@@ -89,9 +91,11 @@ class HarmfulAnchorSection(_Recipe):
         if self.path is not None:
             for key in _Recipe.model_fields:
                 if getattr(self, key) != _Recipe.model_fields[key].default:
-                    raise ValueError(f"{key} is for making an anchor, but path names a made one")
+                    raise ValueError(
+                        f"{key} is for making an anchor, but path names a made one; drop it"
+                    )
         elif self.revision is not None:
-            raise ValueError("revision is the anchor's on the Hub, but no path is given")
+            raise ValueError("revision is the anchor's on the Hub, but no path is given; drop it")
         if self.data is not None:
             _one_count(self, self.data)
         return self
@@ -106,7 +110,7 @@ class HarmfulAnchorSection(_Recipe):
             ValueError: it is a made one.
         """
         if self.data is None:
-            raise ValueError("a made anchor is not made again")
+            raise ValueError("a made anchor is not made again; drop path")
         recipe = {key: getattr(self, key) for key in _Recipe.model_fields}
         recipe["target_modules"] = self.target_modules or target_modules
         return HarmfulSettings(**recipe, data=self.data)

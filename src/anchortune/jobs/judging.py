@@ -133,7 +133,7 @@ class GateStep:
         """As in ``Step``."""
         limits = job.config.limits
         if limits is None:
-            raise JobError("there is no gate without limits.")
+            raise JobError("there is no gate without limits; give some.")
         digest = digest_of(
             {
                 "evaluation": job.states["evaluate"].outputs["record_sha256"],

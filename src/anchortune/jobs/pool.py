@@ -215,7 +215,9 @@ def on_ray(
         )
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise JobError(f"--ray {address}: the cluster cannot be reached ({reason}).") from None
+        raise JobError(
+            f"--ray {address}: the cluster cannot be reached ({reason}); see `ray status` there."
+        ) from None
     try:
         if gpus is None:  # Ray hides all GPUs from a task that asks for none
             gpus = 1 if ray.cluster_resources().get("GPU") else 0
@@ -235,6 +237,9 @@ def on_ray(
                         logger.warning("%s: %s", tasks[task].line(), type(error).__name__)
                         lost.append(tasks[task].line())
         if lost:
-            raise JobError(f"{len(lost)} runs were lost with their workers, the first: {lost[0]}.")
+            raise JobError(
+                f"{len(lost)} runs were lost with their workers, the first: {lost[0]}"
+                "; run the same command again."
+            )
     finally:
         ray.shutdown()

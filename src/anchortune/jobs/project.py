@@ -298,13 +298,16 @@ def _on_model(edit: Update, skeleton: Any) -> tuple[Update, bool]:
     for key, part in edit.items():
         name = match_name(key, modules)
         if name is None:
-            raise AnchorError(f"{key} of the anchor is no module of the model.")
+            raise AnchorError(
+                f"{key} of the anchor is no module of the model: give the anchor of this one."
+            )
         conv1d = type(modules[name]).__name__ == "Conv1D"
         shape = tuple(modules[name].weight.shape)
         if (shape[::-1] if conv1d else shape) != part.shape:
             raise AnchorError(
                 f"{key} is {part.shape[0]} × {part.shape[1]} in the anchor and another shape in "
-                "the model: they are not of one family."
+                "the model: they are not of one family"
+                "; give the anchor of this one."
             )
         found[name] = part
         turned.add(conv1d)

@@ -66,7 +66,7 @@ class ScreenStep:
 
 def _judge(config: JobConfig) -> tuple[ScreenSection, Judge]:
     if config.screen is None:
-        raise JobError("nothing is screened without a screen section.")
+        raise JobError("nothing is screened without a screen section; add one.")
     machine = EvalMachine(device=config.machine.device, dtype=config.machine.dtype)
     return config.screen, make_judge(config.screen.judge, machine)
 
@@ -94,7 +94,7 @@ def _screen(job: Job, judge: Judge) -> dict[str, Any]:
         judge,
     )
     if found is None:
-        raise JobError("nothing is screened without a screen section.")
+        raise JobError("nothing is screened without a screen section; add one.")
     path = job.folder.path / SCREEN_FILE
     write_json(path, found.summary())
     job.screened = found

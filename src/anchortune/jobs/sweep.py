@@ -127,14 +127,16 @@ class Sweep:
         kept = runs
         for axis, wanted in self._only.items():
             if not any(axis in run.labels for run in runs):
-                raise ConfigError(f"--only {axis}: there is no such axis.")
+                raise ConfigError(
+                    f"--only {axis}: there is no such axis; choose one of the sweep's."
+                )
             known = list(dict.fromkeys(run.labels[axis] for run in runs if axis in run.labels))
             for label in wanted:
                 if label not in known:
                     raise ConfigError(f"--only {axis}={label}: there is {', '.join(known)}.")
             kept = [run for run in kept if run.labels.get(axis, wanted[0]) in wanted]
         if not kept:
-            raise ConfigError("--only leaves no run.")
+            raise ConfigError("--only leaves no run; ask for less.")
         return kept
 
     def _trained(self, cell: Cell, seed: int) -> Run:

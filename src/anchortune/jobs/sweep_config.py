@@ -203,7 +203,7 @@ class SweepConfig(Section):
             for entry in getattr(self, key):
                 unknown = sorted(set(entry) - known)
                 if unknown:
-                    raise ValueError(f"{key}: there is no axis '{unknown[0]}'")
+                    raise ValueError(f"{key}: there is no axis '{unknown[0]}'; name one of axes")
         return self
 
     @property
@@ -239,7 +239,7 @@ class SweepConfig(Section):
         for entry in self.also:
             chosen += [labels for labels in _product(axes, entry) if labels not in chosen]
         if not chosen:
-            raise ConfigError(f"sweep {self.name}: skip leaves no cell.")
+            raise ConfigError(f"sweep {self.name}: skip leaves no cell; skip fewer.")
         return [self._cell(axes, labels) for labels in chosen]
 
     def _skipped(self, labels: Mapping[str, str]) -> bool:
@@ -267,10 +267,13 @@ def _axis(name: str, raw: dict[str, Any], before: list[str]) -> Axis:
     by_value, by_label = "key" in raw, "labels" in raw
     only: dict[str, list[str]] = _labels(options.pop("only", {})) if by_value or by_label else {}
     if not isinstance(only, dict):
-        raise ConfigError(f"{where}: only is a mapping of axes to labels.")
+        raise ConfigError(f"{where}: only is a mapping of axes to labels; write it so.")
     for axis in only:
         if axis not in before:
-            raise ConfigError(f"{where}: only names the axis '{axis}', which is not before it.")
+            raise ConfigError(
+                f"{where}: only names the axis '{axis}', which is not before it"
+                "; list that axis first."
+            )
     keys: tuple[str, ...] = ()
     if by_value:
         one, values = options.pop("key"), options.pop("values", None)
@@ -280,7 +283,7 @@ def _axis(name: str, raw: dict[str, Any], before: list[str]) -> Axis:
             raise ConfigError(f"{where}: give key, values (a list), and perhaps only.")
         overrides = {label_of_value(value): dict.fromkeys(keys, value) for value in values}
         if len(overrides) < len(values):
-            raise ConfigError(f"{where}: a value is given twice.")
+            raise ConfigError(f"{where}: a value is given twice; give it once.")
     else:
         overrides = options.pop("labels") if by_label else options
         if by_label and options:
@@ -333,7 +336,7 @@ def merge(tree: dict[str, Any], override: Mapping[str, Any], where: str) -> None
     """
     for path, value in override.items():
         if not isinstance(path, str):
-            raise ConfigError(f"{where}: a key is a text, and {path} is none.")
+            raise ConfigError(f"{where}: a key is a text, and {path} is none; quote it.")
         node: Any = tree
         *parents, last = path.split(".")
         for step in parents:
@@ -353,4 +356,6 @@ def _place(node: Any, step: str, path: str, where: str) -> Any:
         return int(step)
     if isinstance(node, dict):
         return step
-    raise ConfigError(f"{where}: {path}: there is nothing under '{step}'.")
+    raise ConfigError(
+        f"{where}: {path}: there is nothing under '{step}'; give the step above it first."
+    )

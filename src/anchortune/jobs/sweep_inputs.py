@@ -61,7 +61,7 @@ class Inputs:
             return hashlib.sha256(text.encode()).hexdigest()
         local = name.startswith((".", "/", "~")) or name.count("/") > 1
         if not name.startswith("hf://") and (local or place.suffix in _FILES):
-            raise ConfigError(f"{name}: there is no such file or folder.")
+            raise ConfigError(f"{name}: there is no such file or folder; check the path.")
         return None
 
 

@@ -116,7 +116,9 @@ class BasinConfig(Section):
     @classmethod
     def _odd(cls, value: int) -> int:
         if value % 2 == 0:
-            raise ValueError(f"an odd number, so that the start is on the map, not {value}")
+            raise ValueError(
+                f"an odd number, so that the start is on the map, not {value}; add one"
+            )
         return value
 
     @field_validator("directions", "sides")
@@ -132,12 +134,13 @@ class BasinConfig(Section):
         if self.model.path is None:
             raise ValueError("model needs a path: weights elsewhere cannot be moved")
         if self.harm.benign:
-            raise ValueError("harm.benign: an edge is looked for with malicious prompts")
+            raise ValueError("harm.benign: an edge is looked for with malicious prompts; drop it")
         if self.judge.name == "refusal":
             raise ValueError("the judge refusal counts refusals and no harm; name another")
         if not self.first < self.alpha_max:
             raise ValueError(
                 f"alpha_min ({self.first:g}) must be below alpha_max ({self.alpha_max:g})"
+                "; change one of them"
             )
         if not self.along:
             raise ValueError("directions: name at least one")

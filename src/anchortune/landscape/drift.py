@@ -68,7 +68,7 @@ def measure_drift(
                 places.append(found)
             tell(done, note=place.label)
     if not places:
-        raise TrainingError(f"{run.path}: the update is zero at every checkpoint")
+        raise TrainingError(f"{run.path}: the update is zero at every checkpoint: train it first")
     return Drift(
         run=run.path.resolve().name,
         anchor=names[0],
@@ -132,6 +132,7 @@ def _beside(name: str, update: LowRank | Tensor, anchor: Anchor) -> Factors:
         raise AnchorError(
             f"module {name} is {one} in the run but {other} in the anchor: they are not of one "
             "family"
+            "; give the anchor of the run's model"
         )
     return factors
 

@@ -110,7 +110,8 @@ def _weight(module: nn.Module, name: str, shape: tuple[int, int], direction: str
         held = " × ".join(map(str, value.shape))
         raise AnchorError(
             f"weight {name!r} is {held} in the model but {shape[0]} × {shape[1]} in direction "
-            f"{direction!r}: they are not of one family."
+            f"{direction!r}: they are not of one family"
+            "; give one of this model's."
         )
     return Weight(value, transposed)
 

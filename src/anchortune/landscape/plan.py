@@ -299,7 +299,9 @@ def _asked(config: BasinConfig) -> tuple[Asked, list[Asked]]:
     names = [harm.name, *(one.name for one in tasks)]
     for one in (harm, *tasks):
         if not one.items:
-            raise EvaluationError(f"{one.name}: nothing to ask; an empty set has no rate.")
+            raise EvaluationError(
+                f"{one.name}: nothing to ask; an empty set has no rate, so leave it out."
+            )
         if names.count(one.name) > 1:
             raise EvaluationError(f"two sets are called '{one.name}'; give one of them a label.")
     return harm, tasks
@@ -324,7 +326,8 @@ def _runs(config: BasinConfig, candidate: Candidate) -> dict[str, Run]:
         if not _same_weights(started, candidate.identity):
             raise ConfigError(
                 f"maps: {folder} started from {run.start.path}, which is not the model that is "
-                "moved; its path would lie on another map."
+                "moved; its path would lie on another map"
+                ", so leave it out."
             )
         found[folder] = run
     return found

@@ -110,7 +110,9 @@ def read_run(path: str | Path) -> Run:
     try:
         tree = parse_yaml(file.read_text(encoding="utf-8"), str(file))
     except UnicodeDecodeError:
-        raise TrainingError(f"{file} is not UTF-8: it is no config of a training") from None
+        raise TrainingError(
+            f"{file} is not UTF-8: it is no config of a training, so name another folder"
+        ) from None
     aligns = isinstance(tree, dict) and "method" in tree
     config = load_config(file, AlignConfig) if aligns else load_config(file, TrainConfig)
     start = config.model
@@ -165,6 +167,7 @@ def _add_result(run: Run) -> None:
     except (KeyError, TypeError, ValueError, OverflowError):
         raise TrainingError(
             f"{run.path / RECORD_FILE} is no training's record: it names no steps, or no result"
+            ", so train it to its end"
         ) from None
     same = not _defence(run.config) and bool(run.places) and run.places[-1].step == step
     if not same:

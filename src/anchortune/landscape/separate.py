@@ -136,6 +136,6 @@ def _as_anchor(anchor: Anchor, folder: str | Path) -> Anchor:
     """An adapter's exact factors under the anchor's names, without modules that have not moved."""
     update = {name: part for name, part in read_update(folder)[0].items() if part.norm() > 0}
     if not update:
-        raise AnchorError(f"{folder} moves no weight: B is zero in every module")
+        raise AnchorError(f"{folder} moves no weight: B is zero in every module, so train it first")
     names = matched(update, anchor)
     return Anchor({names[name]: part.factors() for name, part in update.items()})

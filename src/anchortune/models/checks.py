@@ -26,7 +26,9 @@ def check_counts(label: str, file: Path) -> None:
         for key, value in part.items():
             counts = key.startswith(("num_", "n_")) and ("layer" in key or "expert" in key)
             if counts and isinstance(value, int | float) and value > _MOST:
-                raise CheckpointError(f"{label}: its config.json claims {value} {key}.")
+                raise CheckpointError(
+                    f"{label}: its config.json claims {value} {key}; get it again."
+                )
 
 
 def check_shapes(label: str, folder: Path, skeleton: Any) -> None:

@@ -124,13 +124,16 @@ def locate(section: ModelSection) -> Place:
         )
     if path.is_file():
         if path.suffix != ".gguf":
-            raise CheckpointError(f"{section.path}: a model is a folder, a .gguf file or a Hub id.")
+            raise CheckpointError(
+                f"{section.path}: a model is a folder, a .gguf file or a Hub id; give one of them."
+            )
         check_header(path)
         return Place(str(path.parent), {**options, "gguf_file": path.name})
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise CheckpointError(
-                f"{section.path}: no config.json in it, so it is no model folder."
+                f"{section.path}: no config.json in it, so it is no model folder"
+                "; name the one that holds it."
             )
         if (path / "adapter_config.json").is_file():  # transformers would load its base instead
             raise CheckpointError(
@@ -145,7 +148,7 @@ def locate(section: ModelSection) -> Place:
         folder_tensors(path)  # the library follows an index wherever it points
         return Place(str(path), {**options, "use_safetensors": True})
     if path.is_absolute() or section.path.startswith((".", "~")) or section.path.count("/") > 1:
-        raise CheckpointError(f"{section.path}: no such model folder or file.")
+        raise CheckpointError(f"{section.path}: no such model folder or file; check the path.")
     return Place(section.path, {**options, "revision": section.revision, "use_safetensors": True})
 
 
@@ -294,7 +297,7 @@ def load_model(
         raise _refused(section, error) from None
     if found["missing_keys"]:  # transformers would fill them at random, and only warn
         raise CheckpointError(
-            f"{section.path}: has no {min(found['missing_keys'])}, so it is another kind of model."
+            f"{section.path}: has no {min(found['missing_keys'])}: give a model of another kind."
         )
     if place.gguf is not None:
         clear_quantisation(model)

@@ -75,12 +75,16 @@ def read_basin(path: str | Path) -> Basin:
     try:
         return Basin.model_validate_json(file.read_text("utf-8"))
     except FileNotFoundError:
-        raise DataError(f"{file}: there is no such file; anchortune basin writes one.") from None
+        raise DataError(
+            f"{file}: there is no such file; run anchortune basin, which writes one."
+        ) from None
     except (ValidationError, UnicodeDecodeError) as error:
         reason = error.errors()[0] if isinstance(error, ValidationError) else None
         where = ".".join(str(part) for part in reason["loc"]) if reason else ""
         told = f"{where}: {reason['msg']}" if where and reason else "no JSON of a basin"
-        raise DataError(f"{file}: not a basin that this version reads ({told}).") from None
+        raise DataError(
+            f"{file}: not a basin that this version reads ({told}); run anchortune basin again."
+        ) from None
 
 
 def present(

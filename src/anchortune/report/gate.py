@@ -172,7 +172,8 @@ def decide(
         if judge not in known:
             raise EvaluationError(
                 f"judge {judge!r} gave no harmful score here; "
-                f"{', '.join(sorted(known)) or 'no judge'} did."
+                f"{', '.join(sorted(known)) or 'no judge'} did"
+                "; name one that did."
             )
     checks = [
         check

@@ -47,14 +47,20 @@ def results_of(record: Record, name: str = "the record") -> Results:
         )
     version = record.metrics.get("format_version")
     if version != 1:
-        raise EvaluationError(f"{name}: results of format {version}, but this version reads 1.")
+        raise EvaluationError(
+            f"{name}: results of format {version}, but this version reads 1; update anchortune."
+        )
     try:
         found = Results.model_validate(record.metrics)
     except ValidationError as error:
         place = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise EvaluationError(f"{name}: not the results of an evaluation ({place}).") from None
+        raise EvaluationError(
+            f"{name}: not the results of an evaluation ({place}); evaluate again."
+        ) from None
     if found.reference not in found.models:
-        raise EvaluationError(f"{name}: its reference, {found.reference!r}, is none of its models.")
+        raise EvaluationError(
+            f"{name}: its reference, {found.reference!r}, is none of its models; evaluate again."
+        )
     return found
 
 

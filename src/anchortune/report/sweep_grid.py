@@ -97,7 +97,9 @@ def lay_out(
     for axis in (*rows, *([] if column is None else [column])):
         check_axis(axis, axes)
     if column is not None and column in rows:
-        raise SweepError(f"The axis {column} cannot name both rows and columns.")
+        raise SweepError(
+            f"The axis {column} cannot name both rows and columns; leave it out of one."
+        )
     if column is None:
         column = _varying(axes, rows)
     complete = [run for run in chosen if run.state == "complete"]

@@ -38,7 +38,9 @@ def read_runs(places: Sequence[Path]) -> list[RunRecord]:
         if place.is_dir():
             found = [p for p in sorted(place.rglob("*.json")) if p.is_file() and _is_run(p)]
             if not found:
-                raise SweepError(f"{place} holds no record of a run; a sweep writes them.")
+                raise SweepError(
+                    f"{place} holds no record of a run; name the results that a sweep wrote."
+                )
             files |= dict.fromkeys(found)
         elif place.is_file():
             files[place] = None

@@ -108,7 +108,9 @@ def figure_of(runs: Sequence[RunRecord], options: PlotOptions) -> Any:
     if options.kind == "pareto":
         if len(specs) != 2:
             told = listed([_name(spec) for spec in specs])
-            raise SweepError(f"pareto sets two measures against each other, not {told}.")
+            raise SweepError(
+                f"pareto sets two measures against each other, not {told}; name two with --measure."
+            )
         return _pareto(grid, specs[0], specs[1], options)
     return _curves(grid, specs, options)
 
@@ -135,7 +137,9 @@ def _pareto(grid: Grid, up: Spec, right: Spec, options: PlotOptions) -> Any:
         panels = [(None, grid.column_keys)]
     arms = [arms_of(grid, (up, right), columns, options.series) for _, columns in panels]
     if not any(arms):
-        raise SweepError("No cell has both measures; there is nothing to draw.")
+        raise SweepError(
+            "No cell has both measures; there is nothing to draw; name others with --measure."
+        )
     look = styles([arm.name for some in arms for arm in some if not arm.untrained])
     look |= {arm.name: BEFORE for some in arms for arm in some if arm.untrained}
     crowded = max(map(len, arms)) > _MOST_NAMES
@@ -252,7 +256,10 @@ def _curves(grid: Grid, specs: Sequence[Spec], options: PlotOptions) -> Any:
         raise SweepError(f"A curve needs an axis of several numbers; {options.x} {told}.")
     arms = arms_of(grid, specs, grid.column_keys, options.series)
     if not arms:
-        raise SweepError("No cell has every measure asked for; there is nothing to draw.")
+        raise SweepError(
+            "No cell has every measure asked for; there is nothing to draw"
+            "; name others with --measure."
+        )
     look = styles([arm.name for arm in arms if not arm.flat])
     width = 4.9 * len(specs) + 0.4
     figure: Any = Figure(figsize=(width, 4.3), layout="constrained")

@@ -226,12 +226,14 @@ def _claims(
             f"({', '.join(wanted)}), not {given[0]} and {given[1]}."
         )
     if not all(0 < margin < 1 for margin in options.margins):
-        raise SweepError("--margins are fractions between 0 and 1: 0.05 is five points.")
+        raise SweepError("--margins are fractions between 0 and 1: 0.05 is five points; give such.")
     claims = []
     for word, against, margin in zip(wanted, options.against, options.margins, strict=True):
         other = grid.row_named(against)
         if other == arm:
-            raise SweepError(f"--against {against} is the row that --non-inferior names.")
+            raise SweepError(
+                f"--against {against} is the row that --non-inferior names; name others."
+            )
         own = [spec for spec in specs if spec.measure == word.partition(":")[0]]
         own = [spec for spec in own if word.partition(":")[2] in ("", spec.set)]
         for column in grid.column_keys:

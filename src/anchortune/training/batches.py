@@ -111,7 +111,9 @@ def read_answers(
         conversations, report = load_source(section, seed)
         for conversation in conversations:
             if not isinstance(conversation, Conversation):
-                raise DataError(f"{section.path}: holds preferences, but answers are needed.")
+                raise DataError(
+                    f"{section.path}: holds preferences, but answers are needed; name other data."
+                )
             place = conversation.place.removeprefix(f"{section.path}: ")
             if place in gone:
                 report.screened_out += 1
@@ -125,7 +127,10 @@ def read_answers(
         report.check(section.max_bad_frac)
         reports.append(report)
     if not rows:
-        raise DataError("no row is left to train on: every one was found harmful.")
+        raise DataError(
+            "no row is left to train on: every one was found harmful"
+            "; give other data, or screen with another judge."
+        )
     return Answers(rows, encoded, reports)
 
 
@@ -247,7 +252,10 @@ def preferences(
         pairs, report = load_source(section, seed, preference=True)
         for pair in pairs:
             if not isinstance(pair, Preference):
-                raise DataError(f"{section.path}: holds answers, but preferences are needed.")
+                raise DataError(
+                    f"{section.path}: holds answers, but preferences are needed"
+                    "; name other data, or set method: sft."
+                )
             try:
                 longest = max(
                     len(template.encode([*pair.prompt, *answer], 1 << 30)[-1].input_ids)

@@ -207,7 +207,9 @@ def plan_edit(chain: Chain, skeleton: Any) -> None:
             chain.layers = sorted(kept)
     if chain.layers == []:
         names_of = ", ".join(defence.label for defence in chain.having("trained_layers"))
-        raise TrainingError(f"no layer is left to train ({names_of} freeze all {count}).")
+        raise TrainingError(
+            f"no layer is left to train ({names_of} freeze all {count}); take one of them out."
+        )
 
 
 def edited(model: Any, edit: Update) -> list[tuple[str, Any, LowRank]]:
@@ -228,12 +230,16 @@ def edited(model: Any, edit: Update) -> list[tuple[str, Any, LowRank]]:
     for name, part in edit.items():
         key = match_name(name, modules)
         if key is None:
-            raise AnchorError(f"the edit is of module {name!r}, which the model has not.")
+            raise AnchorError(
+                f"the edit is of module {name!r}, which the model has not"
+                "; give the anchor of this one."
+            )
         if tuple(modules[key].weight.shape) != part.shape:
             rows, columns = modules[key].weight.shape
             raise AnchorError(
                 f"the edit of {name!r} is {part.shape[0]} × {part.shape[1]} and the model's weight "
-                f"{rows} × {columns}: they are not of one family."
+                f"{rows} × {columns}: they are not of one family"
+                "; give the anchor of this model."
             )
         found.append((key, modules[key], part))
     return found

@@ -319,7 +319,7 @@ def _max_length(config: TrainConfig | AlignConfig, skeleton: Any) -> int:
         return min(_MAX_LENGTH, limit or _MAX_LENGTH)
     if limit is not None and asked > limit:
         raise TrainingError(
-            f"training.max_length_tokens is {asked}, but the model reads at most {limit}."
+            f"training.max_length_tokens is {asked}, but the model reads at most {limit}; lower it."
         )
     return asked
 

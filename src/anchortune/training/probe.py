@@ -87,7 +87,7 @@ class Probe:
         for name, number in (("every", every), ("warn_below", warn_below),
                              ("stop_below", stop_below)):  # fmt: skip
             if number is not None and not number > 0:
-                raise TrainingError(f"probe.{name} is above 0, not {number!r}")
+                raise TrainingError(f"probe.{name} is above 0, not {number!r}; give such a one")
         self.prompts = list(prompts)
         self.every, self.warn_below, self.stop_below = every, warn_below, stop_below
         self.source: dict[str, Any] = Prompts(self.prompts).summary()

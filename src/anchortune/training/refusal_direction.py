@@ -87,7 +87,7 @@ class RefusalDirection:
         every: int = DEFAULT_EVERY,
     ) -> None:
         if not every > 0:
-            raise TrainingError(f"activations.every is above 0, not {every!r}")
+            raise TrainingError(f"activations.every is above 0, not {every!r}; give such a one")
         self.every = every
         self.source: dict[str, Any] = {
             "harmful": Prompts(list(harmful)).summary(),

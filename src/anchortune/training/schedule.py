@@ -111,6 +111,7 @@ class BudgetLambda(_Steered):
         if not 0 < off_budget < 1:
             raise TrainingError(
                 f"off_budget is a share of the update's energy, between 0 and 1, not {off_budget:g}"
+                "; give such a one"
             )
         super().__init__(start, gain, lowest, highest)
         self.off_budget = off_budget
@@ -151,7 +152,9 @@ class ProbeLambda(_Steered):
         highest: float = 1e3,
     ) -> None:
         if not (math.isfinite(target) and target > 0):
-            raise TrainingError(f"probe_target is a number of nats above 0, not {target!r}")
+            raise TrainingError(
+                f"probe_target is a number of nats above 0, not {target!r}; give such a one"
+            )
         super().__init__(start, gain, lowest, highest)
         self.target = target
 
@@ -198,7 +201,7 @@ def make_schedule(
             ``auto`` is asked of a penalty that λ cannot steer to a budget.
     """
     if steer not in (None, "budget", "probe"):
-        raise TrainingError(f"steer is 'budget' or 'probe', not {steer!r}")
+        raise TrainingError(f"steer is 'budget' or 'probe', not {steer!r}; choose one of them")
     if steer is not None and lam != "auto":
         raise TrainingError("steer goes with lam='auto': leave out one of the two")
     if probe_target is not None and steer != "probe":
@@ -223,9 +226,9 @@ def make_schedule(
             )
         return BudgetLambda(budget)
     if isinstance(lam, bool) or not isinstance(lam, (int, float)):
-        raise TrainingError(f"lam is a number or 'auto', not {lam!r}")
+        raise TrainingError(f"lam is a number or 'auto', not {lam!r}; give one of them")
     if not math.isfinite(lam) or lam < 0:
-        raise TrainingError(f"lam is a number of at least 0, not {lam!r}")
+        raise TrainingError(f"lam is a number of at least 0, not {lam!r}; give such a one")
     if off_budget is not None:
         raise TrainingError("off_budget goes with lam='auto': leave out one of the two")
     return FixedLambda(float(lam))

@@ -48,6 +48,7 @@ class _Guard(TrainerCallback):  # type: ignore[misc]
             raise TrainingError(
                 "an optimizer step has passed and no term was added to its gradients: this trainer "
                 "does not call training_step with synchronised gradients"
+                ", so use one of transformers or TRL"
             )
 
 

@@ -161,7 +161,8 @@ def _categories(config: Any, path: str) -> list[str]:
     if len(names) != len(CATEGORIES):
         raise CheckpointError(
             f"{path}: has {len(names)} labels and beaver-dam has {len(CATEGORIES)}, so it is "
-            "another kind of model."
+            "another kind of model"
+            "; give its own."
         )
     return list(CATEGORIES) if names[0].startswith("LABEL_") else names
 

@@ -139,7 +139,10 @@ def read_labelled(
             found = [found[i] for i in picked]
         rows += found
     if not rows:
-        raise EvaluationError(f"{', '.join(paths)}: no row has a label, harmful or safe.")
+        raise EvaluationError(
+            f"{', '.join(paths)}: no row has a label, harmful or safe"
+            "; name the column with --label-column."
+        )
     return LabelledData(rows, unlabelled, files)
 
 
@@ -173,7 +176,9 @@ def _labelled(raw: RawRows, path: str, names: Columns) -> tuple[list[Labelled], 
 def _text(row: Mapping[str, Any], columns: Sequence[str], what: str, where: str) -> str:
     text = text_of(row, columns)
     if text is None:
-        raise DataError(f"{where}: '{columns[0]}' holds no text of the {what}.")
+        raise DataError(
+            f"{where}: '{columns[0]}' holds no text of the {what}; name another column."
+        )
     return text
 
 

@@ -65,7 +65,7 @@ class FileJudge:
         for row, place in zip(raw.rows, raw.places, strict=True):
             where = f"{path}: {place}"
             if row is None:
-                raise DataError(f"{where}: not an object with columns.")
+                raise DataError(f"{where}: not an object with columns; write it as one.")
             judge = str(row.get("judge") or "")
             if judge in _NO_JUDGES:
                 continue
@@ -75,7 +75,7 @@ class FileJudge:
             if str(row.get("indicative") or "").strip().lower() in _YES:
                 marked.add(judge)
         if not found:
-            raise DataError(f"{path}: holds no verdict about harm.")
+            raise DataError(f"{path}: holds no verdict about harm; name another file.")
         self._judges = {name: count for name, count in sorted(judges.items()) if name}
         self.indicative = bool(marked)
         self._marked = sorted(marked - {""})

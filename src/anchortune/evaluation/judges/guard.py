@@ -293,7 +293,10 @@ def _with_base(section: ModelSection) -> ModelSection:
     except (OSError, ValueError, AttributeError):
         base = None
     if not isinstance(base, str) or not base:
-        raise CheckpointError(f"{section.path}: its adapter_config.json names no base model.")
+        raise CheckpointError(
+            f"{section.path}: its adapter_config.json names no base model"
+            "; add base_model_name_or_path."
+        )
     return ModelSection(path=base, adapter=section.path)
 
 

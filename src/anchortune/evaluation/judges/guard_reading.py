@@ -123,7 +123,8 @@ def word_tokens(template: Template, tokenizer: Any) -> list[int]:
     if missing:
         raise CheckpointError(
             f"the judge {template.name} reads the token '{missing[0]}', which this model's "
-            "tokenizer has not, so it is another kind of model."
+            "tokenizer has not, so it is another kind of model"
+            "; give the guard's own."
         )
     return [int(vocabulary[word]) for word in template.words]
 

@@ -90,7 +90,9 @@ def read_score(value: Any, where: str) -> float | None:
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise DataError(f"{where}: the score {str(value)[:40]!r} is no finite number.")
+        raise DataError(
+            f"{where}: the score {str(value)[:40]!r} is no finite number; leave it empty."
+        )
     return number
 
 
@@ -109,9 +111,13 @@ def hash_of(row: Mapping[str, Any], name: str, columns: Sequence[str], where: st
     given = row.get(f"{name}_sha256")
     if given:
         if not _SHA256.fullmatch(str(given)):
-            raise DataError(f"{where}: {name}_sha256 is no SHA-256 in hexadecimal.")
+            raise DataError(
+                f"{where}: {name}_sha256 is no SHA-256 in hexadecimal; give the text instead."
+            )
         return str(given).lower()
     text = text_of(row, columns)
     if text is None:
-        raise DataError(f"{where}: neither {name}_sha256 nor the text of the {name}.")
+        raise DataError(
+            f"{where}: neither {name}_sha256 nor the text of the {name}; add one of them."
+        )
     return sha256_text(text)

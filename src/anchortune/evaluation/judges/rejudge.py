@@ -100,7 +100,10 @@ def read_old(place: str | Path, only: Sequence[str] = ()) -> Outputs:
         raise EvaluationError(f"{place}: no set '{missing[0]}'; it has {', '.join(sets)}.")
     chosen = [row for row in kept if not only or row["set"] in only]
     if not chosen:
-        raise EvaluationError(f"{place}: no answer in it that a judge could look at.")
+        raise EvaluationError(
+            f"{place}: no answer in it that a judge could look at"
+            "; name another, or ask for other sets."
+        )
     hashed = any("answer" not in row for row in chosen)
     return Outputs(path, chosen, len(rows) - len(kept), hashed, models)
 

@@ -123,7 +123,7 @@ def _spec(section: TaskSection) -> TaskSpec:
     spec = TASKS[name] if name is not None else None
     if spec is None:
         if section.preset != "default":
-            raise EvaluationError(f"{section.path}: preset: paper is for named tasks.")
+            raise EvaluationError(f"{section.path}: preset: paper is for named tasks; drop it.")
         if section.match is None:
             raise EvaluationError(
                 f"{section.path}: say how an answer is matched: exact, regex, number or choice."
@@ -148,7 +148,7 @@ def _spec(section: TaskSection) -> TaskSpec:
     if own and match == "regex" and section.pattern is None:
         raise EvaluationError(f"{name or section.path}: match: regex needs a pattern.")
     if section.preset == "paper" and spec.paper is None:
-        raise EvaluationError(f"{name}: there is no preset paper, for {spec.no_paper}.")
+        raise EvaluationError(f"{name}: there is no preset paper, for {spec.no_paper}; drop it.")
     if spec.kind == "win_rate" and section.judge is None:
         raise EvaluationError(
             f"{name}: a pairwise judge is needed: judge: {{url: …/v1, model: …}} of an "
@@ -173,7 +173,8 @@ class _Rows:
             if column not in raw.columns and (own or column != "text"):
                 raise EvaluationError(
                     f"{where}: prompt names the column '{column}', which is not there; there are "
-                    f"{', '.join(raw.columns)}."
+                    f"{', '.join(raw.columns)}"
+                    "; name one of them."
                 )
         if not named:
             raise EvaluationError(
