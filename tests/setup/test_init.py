@@ -22,7 +22,7 @@ from anchortune.maths.stats import tango
 from anchortune.models.load import load_tokenizer
 from anchortune.setup.init import Wish, init
 from anchortune.setup.measured import find_sets, find_task, least_prompts
-from anchortune.setup.model import look_at_model
+from anchortune.setup.model import look_at_model, narrowest
 from anchortune.setup.page import Page, plain, scalar
 from anchortune.setup.rows import look_at_data
 from anchortune.training.template import Template
@@ -142,6 +142,39 @@ def test_rows_that_mean_nothing_are_refused_with_the_mend(
         look_at_data(path, {}, template)
     assert said in str(caught.value)
     assert str(caught.value).startswith(path)
+
+
+def test_every_kind_of_file_is_read(tmp_path: Path, template: Template) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [{"question": f"q {i}", "answer": f"a {i}"} for i in range(3)]
+    lines = ["question,answer", *(f"{row['question']},{row['answer']}" for row in rows)]
+    (tmp_path / "d.csv").write_text("\ufeff" + "\r\n".join(lines), encoding="utf-8")
+    (tmp_path / "d.json").write_text(json.dumps(rows))
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "d.parquet")
+    write(tmp_path / "d.jsonl", rows)
+    found = [look_at_data(str(tmp_path / f"d.{kind}"), {}, template).lengths
+             for kind in ("csv", "json", "parquet", "jsonl")]  # fmt: skip
+    assert found[0] == found[1] == found[2] == found[3]
+
+
+@pytest.mark.parametrize(
+    ("make", "targets", "narrow"),
+    [(tiny.tiny_phi3, ["qkv_proj"], 64), (tiny.tiny_gpt2, ["c_attn"], 96)],
+)
+def test_the_attention_is_found_by_what_the_architecture_calls_it(
+    tmp_path: Path, make: Callable[..., Path], targets: list[str], narrow: int
+) -> None:
+    found = look_at_model(str(make(tmp_path / "m", tokenizer=True)))
+    assert (found.targets, narrowest(found), found.base) == (targets, narrow, None)
+    assert set(targets) < set(found.linear)
+
+
+def test_a_model_that_speaks_no_chat_is_given_the_plain_template(tmp_path: Path) -> None:
+    folder = tiny.tiny_llama(tmp_path / "m")
+    tiny.tiny_tokenizer(folder, chat_template=None)
+    assert "no chat template, so plain (### Instruction" in look_at_model(str(folder)).chat_line()
 
 
 def test_columns_that_the_user_names_go_before_the_guess(

@@ -61,8 +61,11 @@ def compute() -> list[Finding]:
             f"{facts.name}, compute capability {facts.major}.{facts.minor}, "
             f"{free / GIB:.1f} of {total / GIB:.1f} GiB free{_driver()}"
         )
-        state, mend = ("ok", "") if free > total / 2 else ("warn", "end what else computes on it")
-        found.append(Finding(f"gpu {number}", "ok" if state == "ok" else "warn", told, mend))
+        name = f"gpu {number}"
+        if free > total / 2:
+            found.append(Finding(name, "ok", told))
+        else:
+            found.append(Finding(name, "warn", told, "end what else computes on it"))
     return [*found, _four_bits()]
 
 

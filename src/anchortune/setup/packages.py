@@ -11,7 +11,7 @@ import typing
 
 from anchortune._version import __version__
 from anchortune.sections import TrackerName
-from anchortune.setup.finding import Finding, quiet
+from anchortune.setup.finding import Finding, State, quiet
 
 _REQUIRED = re.compile(r"([\w.-]+)(?:\[[^\]]*\])?\s*(>=[\w.]+)?")
 _PYTHON = re.compile(r"Programming Language :: Python :: (\d+)\.(\d+)$")
@@ -55,9 +55,9 @@ def python() -> list[Finding]:
     if not known or here in known:
         return [Finding("python", "ok", told)]
     span = " to ".join(".".join(map(str, one)) for one in dict.fromkeys([known[0], known[-1]]))
-    state = "bad" if here < known[0] else "warn"
+    state: State = "bad" if here < known[0] else "warn"
     mend = f"make an environment of Python {span}, which the package is tested on"
-    return [Finding("python", typing.cast(typing.Any, state), told, mend)]
+    return [Finding("python", state, told, mend)]
 
 
 def required() -> list[Finding]:
