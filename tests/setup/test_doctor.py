@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -87,6 +88,17 @@ def test_a_check_that_fails_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> Non
     one = only(looked_at("gpu", fails))
     assert (one.name, one.state) == ("gpu", "warn")
     assert "could not be looked at (no $MY_TOKEN here and more)" in one.text
+
+
+def test_without_torch_it_still_tells(light: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("torch", "pydantic", "huggingface_hub"):
+        monkeypatch.setitem(sys.modules, name, None)
+    found = doctor.examine()
+    assert found.exit_code == 3
+    states = {one.name: one.state for one in found.findings}
+    assert states["imports"] == "bad"
+    assert {states[name] for name in ("torch", "compute", "memory", "hub cache")} == {"warn"}
+    assert states["python"] == "ok"
 
 
 def metadata(

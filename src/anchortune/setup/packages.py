@@ -10,7 +10,6 @@ import sys
 import typing
 
 from anchortune._version import __version__
-from anchortune.sections import TrackerName
 from anchortune.setup.finding import Finding, State, quiet
 
 _REQUIRED = re.compile(r"([\w.-]+)(?:\[[^\]]*\])?\s*(>=[\w.]+)?")
@@ -112,6 +111,8 @@ def imports() -> list[Finding]:
 
 def optional() -> list[Finding]:
     """What is installed beyond the dependencies, and what cannot be done without the rest."""
+    from anchortune.sections import TrackerName
+
     found = []
     for name, (what, mend) in _OPTIONAL.items():
         here = installed(name)
