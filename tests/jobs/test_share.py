@@ -15,8 +15,11 @@ from markdown_it import MarkdownIt
 from typer.testing import CliRunner, Result
 
 from anchortune.cli.app import app
+from anchortune.cli.project import make_method
 from anchortune.config_io import dump_yaml
 from anchortune.errors import AnchortuneError, DataError, EvaluationError, JobError
+from anchortune.jobs.origin import OpenAnchor
+from anchortune.jobs.project import project
 from anchortune.jobs.run import run_job
 from anchortune.jobs.share import Stopped, plan_upload, push
 from anchortune.report.card import CardOptions, card
@@ -148,6 +151,18 @@ def test_an_evaluation_of_other_weights_is_no_word_on_these(passed: Passed, tmp_
         read_made(run, evaluation=passed.folder / "eval")
     with pytest.raises(EvaluationError, match="leave --eval out"):
         read_made(passed.folder, evaluation=passed.folder / "eval")
+
+
+def test_what_was_mended_afterwards_has_a_card_too(passed: Passed, tmp_path: Path) -> None:
+    run, anchor = passed.folder / "train" / "sft", passed.folder / "anchor.safetensors"
+    mended = tmp_path / "mended"
+    method = make_method("subspace", [])
+    project(str(run / "adapter"), method, mended, anchor=OpenAnchor.at(str(anchor)))
+    text = card(read_made(mended))
+    assert "mended by safe-lora after its training" in text
+    assert "with the alignment's adapter merged in" in " ".join(text.split())
+    assert 'from_pretrained(model, "mended")' in text
+    assert "| safe-lora: operator | subspace |" in text
 
 
 @pytest.mark.parametrize(

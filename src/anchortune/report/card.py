@@ -93,13 +93,15 @@ def _lead(made: Made) -> str:
         "adapter-on-base": "A LoRA adapter",
         "model": "A language model, trained in full",
     }[made.part]
+    method = markdown_text(made.method)
+    paper = f" ([AsFT]({_PAPER}))" if "asft" in made.method else ""
+    how = {
+        "align": "trained to refuse what is harmful",
+        "project": f"mended by {method} after its training, to bring its alignment back",
+        "extrapolate": f"made by {method}: it moves an aligned model on, and holds no task",
+    }.get(made.command, f"fine-tuned with {method}, to keep its alignment{paper}")
     if made.method == "sft":
         how = "fine-tuned without anything that keeps the alignment"
-    elif made.command == "align":
-        how = "trained to refuse what is harmful"
-    else:
-        method = markdown_text(made.method)
-        how = f"fine-tuned with {method}, to keep its alignment ([AsFT]({_PAPER}))"
     lines = [
         f"{what}, {how}, by anchortune {__version__}.",
         decided(made),
@@ -148,7 +150,7 @@ def _belongs(made: Made) -> str:
             "the **bare** base. Do not put it on a model that has the alignment in it already."
         )
     return (
-        "It holds the fine-tune alone. It belongs on the base **with the alignment's adapter "
+        "It holds the change alone. It belongs on the base **with the alignment's adapter "
         "merged in**: on the bare base, the alignment is missing."
     )
 
@@ -159,7 +161,7 @@ def _named(base: Base, options: CardOptions) -> str:
 
 
 def _load(made: Made, options: CardOptions) -> str:
-    base, place = made.base, json.dumps(options.name or made.part)
+    base, place = made.base, json.dumps(options.name or _place(made))
     code = ["from transformers import AutoModelForCausalLM, AutoTokenizer"]
     if made.part == "model":
         code += ["", f"model = AutoModelForCausalLM.from_pretrained({place})"]
@@ -184,6 +186,11 @@ def _load(made: Made, options: CardOptions) -> str:
             "and Ollama, convert it with `convert_lora_to_gguf.py --base` and the base's folder."
         )
     return "\n\n".join(parts)
+
+
+def _place(made: Made) -> str:
+    """What its folder is called, beside the card of a run or of the result alone."""
+    return made.run.resolve().name if made.folder == made.run else made.part
 
 
 def _start(made: Made, options: CardOptions) -> str:
@@ -309,7 +316,7 @@ def _again(made: Made) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
     command = {
         "project": f"anchortune project ADAPTER --method {made.method}",
-        "extrapolate": "anchortune extrapolate",
+        "extrapolate": "anchortune extrapolate --anchor ANCHOR --model MODEL",
     }.get(made.command, f"anchortune {made.command} config.yaml")
     settings = as_yaml(_without_paths(made.config))
     return "\n\n".join(
