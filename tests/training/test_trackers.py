@@ -7,6 +7,7 @@ skipped.
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -202,6 +203,30 @@ def test_a_tracker_that_nobody_knows_is_refused_by_its_name(
 def test_one_name_stands_for_a_list(llama_aligned: Path, data: Path, tmp_path: Path) -> None:
     config = make(llama_aligned, data, tmp_path, machine={"report_to": "tensorboard"})
     assert config.machine.report_to == ["tensorboard"]
+
+
+@pytest.mark.parametrize("trackers", [[], ["tensorboard"]])
+def test_what_transformers_prints_when_it_is_imported_is_no_result(
+    trackers: list[str], tmp_path: Path
+) -> None:
+    """It tells of WANDB_MODE=offline with ``print``, into the JSON of a command."""
+    script = (
+        "import contextlib, pathlib\n"
+        "from anchortune.training.trackers import check_trackers, tracking\n"
+        f"with contextlib.suppress(Exception): check_trackers({trackers})\n"
+        f"with tracking([], pathlib.Path({str(tmp_path)!r}), 'name'):\n"
+        "    from transformers import Trainer\n"
+        "print('result')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "WANDB_MODE": "offline", "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "result\n"
+    assert "offline" in done.stderr
 
 
 def test_two_folders_runs_have_two_names(tmp_path: Path) -> None:

@@ -33,7 +33,8 @@ def check_trackers(names: Sequence[str]) -> None:
     """
     if not names:
         return
-    from transformers.integrations import get_available_reporting_integrations
+    with contextlib.redirect_stdout(sys.stderr):  # transformers tells of WANDB_MODE on stdout
+        from transformers.integrations import get_available_reporting_integrations
 
     found = get_available_reporting_integrations()
     for name in names:
@@ -78,7 +79,8 @@ def tracking(names: Sequence[str], folder: Path, name: str) -> Iterator[None]:
     """Keeps the trackers' runs open, and closes those that were opened here.
 
     TensorBoard's and wandb's files lie in the run's folder; trackio and mlflow keep many runs in
-    one store, which their own variables place. What they print goes to stderr.
+    one store, which their own variables place. What they and the trainer print goes to stderr,
+    for stdout is a command's result.
 
     Args:
         names: of ``machine.report_to``.
@@ -88,9 +90,6 @@ def tracking(names: Sequence[str], folder: Path, name: str) -> Iterator[None]:
     Raises:
         TrainingError: wandb or mlflow cannot open a run.
     """
-    if not names:
-        yield
-        return
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(sys.stderr))
         if "tensorboard" in names:
