@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from anchortune.cli.anchor_tables import print_comparison, print_report
+from anchortune.cli.complete import devices
 from anchortune.cli.groups import Group
 from anchortune.cli.say import say, say_json
 from anchortune.errors import AnchorError
@@ -56,7 +57,10 @@ def build(
         str | None, typer.Option(help="Branch, tag or commit of the base Hub id.")
     ] = None,
     device: Annotated[
-        str, typer.Option(metavar="auto|cpu|cuda", help="Where the arithmetic is done.")
+        str,
+        typer.Option(
+            metavar="auto|cpu|cuda", help="Where the arithmetic is done.", autocompletion=devices
+        ),
     ] = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -126,7 +130,9 @@ def harmful(
     strip_cue: Annotated[
         str | None, typer.Option(help="Remove this from the end of every prompt.")
     ] = None,
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="Where.")] = "auto",
+    device: Annotated[
+        str, typer.Option(metavar="auto|cpu|cuda|mps", help="Where.", autocompletion=devices)
+    ] = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Make a harmful anchor: where harmful pairs pull the aligned model (AsFT-Alt needs one)."""

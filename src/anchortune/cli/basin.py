@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from anchortune.cli.complete import judges
 from anchortune.cli.say import say, say_json
 
 if TYPE_CHECKING:
@@ -35,7 +36,9 @@ def basin(
     prompts: Annotated[
         str | None, typer.Option(metavar="SET|FILE", help="Malicious prompts.")
     ] = None,
-    judge: Annotated[str | None, typer.Option(help="Who judges: a name, or its section.")] = None,
+    judge: Annotated[
+        str | None, typer.Option(help="Who judges: a name, or its section.", autocompletion=judges)
+    ] = None,
     task: Annotated[
         list[str] | None, typer.Option(help="A task asked at each place too; again for another.")
     ] = None,

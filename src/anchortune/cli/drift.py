@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from anchortune.cli.complete import devices
 from anchortune.cli.say import cell, say, say_json
 from anchortune.untrusted import inert
 
@@ -44,7 +45,9 @@ def drift(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="The folder to write; unset: RUN/drift.")
     ] = None,
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="Where.")] = "auto",
+    device: Annotated[
+        str, typer.Option(metavar="auto|cpu|cuda|mps", help="Where.", autocompletion=devices)
+    ] = "auto",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check, and say what it takes.")
     ] = False,

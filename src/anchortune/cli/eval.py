@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from anchortune.cli.complete import judges
 from anchortune.cli.say import cell, say, say_json
 from anchortune.cli.train import AsJson, Overrides
 
@@ -26,7 +27,8 @@ def evaluate(
         list[str] | None,
         typer.Option(
             help="With --outputs, again for each: a judge's name, or its section in YAML: "
-            "'{name: file, file: verdicts.jsonl}'."
+            "'{name: file, file: verdicts.jsonl}'.",
+            autocompletion=judges,
         ),
     ] = None,
     output: Annotated[

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from anchortune.cli.complete import devices, judges
 from anchortune.cli.groups import Group
 from anchortune.cli.say import cell, say, say_json
 from anchortune.cli.train import AsJson
@@ -26,7 +27,9 @@ app = typer.Typer(
     rich_markup_mode=None,  # as in app.py
 )
 
-Device = Annotated[str, typer.Option(help="Where it computes: auto, cpu, cuda or mps.")]
+Device = Annotated[
+    str, typer.Option(help="Where it computes: auto, cpu, cuda or mps.", autocompletion=devices)
+]
 _MOST_REASONS = 5
 _NAMED = "A judge's name, or its section in YAML: '{name: file, file: verdicts.jsonl}'."
 
@@ -37,7 +40,9 @@ def run(
         Path,
         typer.Argument(help="An evaluation's folder, its outputs.jsonl, or a file of answers."),
     ],
-    judge: Annotated[list[str], typer.Option(help=f"{_NAMED} Again for another.")],
+    judge: Annotated[
+        list[str], typer.Option(help=f"{_NAMED} Again for another.", autocompletion=judges)
+    ],
     output: Annotated[
         Path | None,
         typer.Option(
@@ -96,7 +101,7 @@ def run(
 
 @app.command()
 def calibrate(
-    judge: Annotated[str, typer.Option(help=_NAMED)],
+    judge: Annotated[str, typer.Option(help=_NAMED, autocompletion=judges)],
     data: Annotated[
         list[str],
         typer.Option(help="A file of labelled answers, or a Hub dataset's id; again for more."),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from anchortune.cli.complete import devices, judges
 from anchortune.cli.say import say, say_json
 from anchortune.cli.train import AsJson
 
@@ -21,7 +22,8 @@ def screen(
     judge: Annotated[
         str,
         typer.Option(
-            help="The judge's name, or its section in YAML: '{name: file, file: verdicts.jsonl}'."
+            help="The judge's name, or its section in YAML: '{name: file, file: verdicts.jsonl}'.",
+            autocompletion=judges,
         ),
     ] = "builtin",
     drop: Annotated[
@@ -37,7 +39,10 @@ def screen(
         ),
     ] = None,
     device: Annotated[
-        str, typer.Option(help="Where the judge computes: auto, cpu, cuda or mps.")
+        str,
+        typer.Option(
+            help="Where the judge computes: auto, cpu, cuda or mps.", autocompletion=devices
+        ),
     ] = "auto",
     as_json: AsJson = False,
 ) -> None:

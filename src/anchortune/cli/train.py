@@ -7,10 +7,17 @@ from typing import Annotated
 
 import typer
 
+from anchortune.cli.complete import settings
+
 ConfigFile = Annotated[Path, typer.Argument(help="The run's config, in YAML.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change one key, e.g. training.epochs=1."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change one key, e.g. training.epochs=1.",
+        autocompletion=settings,
+    ),
 ]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Check everything, estimate the cost, train nothing.")
