@@ -124,9 +124,10 @@ def test_the_first_help_loads_few_modules_of_our_own() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     allowed = {"anchortune", "anchortune._version", "anchortune.errors", "anchortune.files"}
-    allowed |= {"anchortune.untrusted", "anchortune.progress"}  # how every command prints
+    # How every command prints, and names that go away.
+    allowed |= {"anchortune.untrusted", "anchortune.progress", "anchortune.deprecations"}
     ours = {name for name in done.stderr.split() if not name.startswith("anchortune.cli")}
-    assert ours == allowed  # what a command does is imported when it is run
+    assert ours <= allowed  # what a command does is imported when it is run
 
 
 def test_version() -> None:

@@ -76,7 +76,7 @@ def test_ctrl_c_says_how_to_go_on(
     ("words", "meant"),
     [
         (("trainn",), "train"),
-        (("anchor", "buildd"), "build"),
+        (("anchor", "bbuild"), "build"),
         (("train", "c.yaml", "--dryrun"), "--dry-run"),
     ],
 )
