@@ -19,6 +19,7 @@ ORDER = [
     *(
         "_version",
         "errors",
+        "deprecations",
         "untrusted",
         "progress",
         "files",

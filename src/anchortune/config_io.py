@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from anchortune.config import PRESETS
+from anchortune.deprecations import with_new_keys
 from anchortune.errors import ConfigError
 
 Config = TypeVar("Config", bound=BaseModel)
@@ -243,6 +244,7 @@ def validate(tree: dict[str, Any], kind: type[Config], where: str) -> Config:
     Raises:
         ConfigError: an unknown key (with the nearest name), a wrong type or value.
     """
+    tree = with_new_keys(tree, kind.__name__, where)
     try:
         return kind.model_validate(tree)
     except ValidationError as error:

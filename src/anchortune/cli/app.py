@@ -29,6 +29,7 @@ from anchortune.cli.status import status
 from anchortune.cli.sweep import sweep
 from anchortune.cli.table import plot, table
 from anchortune.cli.train import train
+from anchortune.deprecations import tell_with
 from anchortune.errors import AnchortuneError, sentence
 from anchortune.files import explained
 from anchortune.progress import on_terminal
@@ -91,6 +92,7 @@ def main() -> None:
     """The entry point: exit code 0 is well, 1 a bug, 2 a mistake in what was given, 130 Ctrl-C."""
     if not on_terminal():
         os.environ.update({name: "1" for name in _NO_BARS if name not in os.environ})
+    tell_with(_tell)
     try:
         app()
     except KeyboardInterrupt:  # before a command began; see Group.invoke

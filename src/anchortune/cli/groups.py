@@ -7,6 +7,8 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from anchortune.deprecations import with_new_options
+
 #: As shells count a process that SIGINT ended.
 STOPPED = 130
 #: Commands that keep what is done and go on from there.
@@ -27,6 +29,12 @@ class Group(TyperGroup):
                     if command
                 ]
             )
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command and its arguments, those options that have a new name under it."""
+        name, command, rest = super().resolve_command(ctx, args)
+        path = [*ctx.command_path.split()[1:], name or ""]
+        return name, command, with_new_options(rest, " ".join(path))
 
     def invoke(self, ctx: Any) -> Any:
         """Runs the command; one that is stopped by hand says how to go on, with exit code 130."""
