@@ -1,0 +1,202 @@
+"""What stands round the package: the action, the container file, the bounds."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.report import made_up
+from tests.test_layout import ORDER
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # pragma: no cover
+    tomllib = pytest.importorskip("tomli")
+
+ROOT = Path(__file__).parents[1]
+DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+ACTION = yaml.safe_load((ROOT / "action.yml").read_text(encoding="utf-8"))
+
+
+# The action
+
+
+@pytest.fixture(scope="module")
+def record(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made_up.write(tmp_path_factory.mktemp("action") / "eval")
+
+
+def act(folder: Path, **inputs: str) -> tuple[int, str, str, str]:
+    """(exit code, decision, summary, what was printed) of the action's step, as GitHub runs it."""
+    step = ACTION["runs"]["steps"][-1]
+    bin_folder = folder / "bin"
+    bin_folder.mkdir()
+    program = bin_folder / "anchortune"
+    program.write_text(
+        f"#!{sys.executable}\nfrom anchortune.cli.app import main\nmain()\n", encoding="utf-8"
+    )
+    program.chmod(0o755)
+    given = {name: inputs.get(name, spec["default"]) for name, spec in ACTION["inputs"].items()}
+    values = {
+        name: re.sub(r"\$\{\{ inputs\.(\w+) \}\}", lambda m: given[m[1]], text)
+        for name, text in step["env"].items()
+    }
+    files = {"GITHUB_OUTPUT": folder / "output", "GITHUB_STEP_SUMMARY": folder / "summary"}
+    for file in files.values():
+        file.touch()
+    environment = os.environ | values | {name: str(file) for name, file in files.items()}
+    environment |= {"GITHUB_ACTIONS": "true", "PATH": f"{bin_folder}:{os.environ['PATH']}"}
+    environment |= {"PYTHONPATH": str(ROOT / "src")}
+    script = folder / "step.sh"
+    script.write_text(step["run"], encoding="utf-8")
+    shell = ["bash", "--noprofile", "--norc", "-eo", "pipefail", str(script)]
+    done = subprocess.run(shell, env=environment, cwd=folder, capture_output=True, text=True)
+    decision = files["GITHUB_OUTPUT"].read_text(encoding="utf-8")
+    summary = files["GITHUB_STEP_SUMMARY"].read_text(encoding="utf-8")
+    return done.returncode, decision.strip(), summary, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("limits", "code", "decision"),
+    [
+        ("--max-harm-increase 0.1", 0, "passed"),
+        ("--max-harm 0.5 --model sft", 3, "failed"),
+        ("--max-harm-increase 0.02", 4, "undecided"),
+        ("--max-harm 7; touch hacked", 2, "mistake"),
+    ],
+)
+def test_the_action_ends_as_the_gate_decided(
+    tmp_path: Path, record: Path, limits: str, code: int, decision: str
+) -> None:
+    done = act(tmp_path, record=str(record), limits=limits, junit="gate.xml")
+    assert done[0] == code, done
+    assert done[1] == f"decision={decision}"
+    heading, empty, *told = done[2].splitlines()
+    assert heading == f"### anchortune: {decision}"
+    assert empty == ""
+    assert told
+    assert all(line.startswith("    ") and "::" not in line[:8] for line in told)
+    assert (tmp_path / "gate.xml").is_file() == (code != 2)
+    assert not (tmp_path / "hacked").exists()
+
+
+@pytest.mark.parametrize(
+    "inputs", [{}, {"job": "a.yaml", "record": "b"}, {"limits": "--max-harm 1"}]
+)
+def test_the_action_wants_a_record_or_a_job(tmp_path: Path, inputs: dict[str, str]) -> None:
+    code, decision, _, told = act(tmp_path, **inputs)
+    assert (code, decision) == (2, "decision=mistake")
+    assert "give record with limits, or job alone" in told
+
+
+def test_the_action_runs_a_job(tmp_path: Path) -> None:
+    code, decision, summary, _ = act(tmp_path, job="no-such.yaml")
+    assert (code, decision) == (2, "decision=mistake")
+    assert "no-such.yaml: cannot read the config" in summary
+
+
+def test_no_input_is_pasted_into_a_script() -> None:
+    assert not [step for step in ACTION["runs"]["steps"] if "${{" in step["run"]]
+
+
+# The container file
+
+
+def instructions() -> list[tuple[str, str]]:
+    text = re.sub(r"(?m)^\s*#.*\n", "", DOCKERFILE).replace("\\\n", " ")
+    return [tuple(line.split(None, 1)) for line in text.splitlines() if line.strip()]  # type: ignore[misc]
+
+
+def test_the_image_copies_what_is_there_and_sent_to_the_builder() -> None:
+    ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    sent = {line[1:] for line in ignored if line.startswith("!")}
+    copied = {
+        word
+        for name, rest in instructions()
+        if name == "COPY" and not rest.startswith("--from")
+        for word in rest.split()[:-1]
+    }
+    assert copied == sent
+    assert all((ROOT / name).exists() for name in copied)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert {project["readme"], *project["license-files"]} <= copied, "the build reads them"
+
+
+def test_the_image_keeps_the_rules_of_images() -> None:
+    found = instructions()
+    names = [name for name, _ in found]
+    assert "ADD" not in names
+    assert [rest for name, rest in found if name == "USER"] == ["1000"], "not as root"
+    assert dict(found)["ENTRYPOINT"] == '["anchortune"]'
+    bases = [rest for name, rest in found if name == "ARG" and rest.startswith("BASE=")]
+    assert len(bases) == 1
+    assert re.fullmatch(r"BASE=python:3\.\d+-slim-\w+", bases[0]), "a release, never `latest`"
+    installs = [rest for name, rest in found if name == "RUN" and "pip install" in rest]
+    assert installs
+    for line in installs:
+        assert "--no-cache-dir" in line
+        assert "--constraint constraints.txt" in line
+
+
+# The bounds
+
+
+def bounds() -> dict[str, str]:
+    """Package -> the lowest version that pyproject.toml allows."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["test"]]
+    pairs = [re.fullmatch(r"([\w-]+)(?:\[\w+\])?>=([\d.]+)", line) for line in wanted]
+    assert all(pairs), wanted
+    return {pair[1].lower(): pair[2] for pair in pairs if pair}
+
+
+def pins(name: str) -> dict[str, str]:
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    return {
+        n.lower(): v
+        for n, _, v in (line.partition("==") for line in lines if line and line[0] != "#")
+    }
+
+
+def test_the_lowest_pins_are_the_bounds_and_the_pins_keep_them() -> None:
+    lowest, pinned = bounds(), pins("constraints.txt")
+    assert pins("constraints-lowest.txt") == lowest
+
+    def parts(version: str) -> list[int]:
+        return [int(part) for part in version.split(".")]
+
+    assert not {n for n, v in lowest.items() if parts(pinned[n]) < parts(v)}
+
+
+def test_ci_runs_every_python_that_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = {c.rsplit(" ", 1)[1] for c in project["classifiers"] if ":: 3." in c}
+    jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))["jobs"]
+    matrix = jobs["versions"]["strategy"]["matrix"]["include"]
+    run = {*jobs["ci"]["strategy"]["matrix"]["python"], *(entry["python"] for entry in matrix)}
+    assert run == declared
+    assert all(not entry["pins"] or (ROOT / entry["pins"]).is_file() for entry in matrix)
+
+
+def test_contributing_tells_the_order_of_imports() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    block = text.split("before it in this list:\n\n```\n")[1].split("```")[0]
+    assert [name for name in re.split(r"[,→\s]+", block) if name] == [
+        name for name in ORDER if name != "cli"
+    ] + ["cli"]
+
+
+def test_the_citation_names_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    from anchortune import __version__
+
+    assert citation["version"] == __version__
+    assert {"cff-version", "message", "title", "authors"} <= set(citation)
+    assert "2506.08473" in json.dumps(citation["references"])
