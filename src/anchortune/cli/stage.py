@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import warnings
@@ -29,7 +30,6 @@ def run(
     log_to_stderr()
 
     from anchortune.report.card import write_cards
-    from anchortune.training.folder import State
     from anchortune.training.plan import plan_stage
     from anchortune.training.stage import run_stage
 
@@ -46,7 +46,7 @@ def run(
             say("\n".join(plan.lines()))
         return
     record = run_stage(plan)
-    if plan.state is not State.COMPLETE:
+    with contextlib.suppress(OSError):  # a complete run may lie where nothing may be written
         write_cards(plan.folder.path)
     if as_json:
         say_json(record.model_dump(mode="json"))

@@ -74,7 +74,9 @@ def _whole(made: Made, options: CardOptions | None) -> str:
 
 
 def write_cards(run: Path) -> list[Path]:
-    """Writes its card beside everything that a run made; the files.
+    """Writes its card beside everything that a run made, unless somebody wrote one; the files.
+
+    So a run that was killed after its record has its cards when it is asked for again.
 
     Raises:
         AnchortuneError: there is no complete run in the folder.
@@ -82,9 +84,18 @@ def write_cards(run: Path) -> list[Path]:
     written = []
     for part in read_made(run).parts:
         made = read_made(run, part=part)
-        written.append(made.folder / CARD_FILE)
-        write_text(written[-1], card(made))
+        if _is_unwritten(made.folder / CARD_FILE):
+            written.append(made.folder / CARD_FILE)
+            write_text(written[-1], card(made))
     return written
+
+
+def _is_unwritten(file: Path) -> bool:
+    """Whether nobody wrote a card: there is none, PEFT's empty form, or the note of a merge."""
+    if not file.is_file():
+        return True
+    text = file.read_text(encoding="utf-8", errors="replace")
+    return "[More Information Needed]" in text or text.startswith("# An adapter on a merged model")
 
 
 def _lead(made: Made) -> str:
