@@ -24,6 +24,7 @@ from anchortune.evaluation.config import EvalConfig
 from anchortune.jobs.config import JobConfig
 from anchortune.jobs.sweep_config import SweepConfig
 from anchortune.landscape.config import BasinConfig
+from tests.pages.runner import NOT_RUN
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -38,24 +39,8 @@ PAGES = sorted(
 BLOCK = re.compile(r"^( *)```(\w+)([^\n]*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 #: Made once: it takes a while.
 OURS: Any = get_command(app)
-#: Programs that are not ours, and why no test here runs them.
-FOREIGN = {
-    "vllm": "needs a GPU",
-    "llama-cli": "a program in C++ that is built elsewhere",
-    "ollama": "a server",
-    "lm_eval": "needs the Hub",
-    "inspect": "needs the Hub",
-    "hf": "logs in to the Hub",
-    "accelerate": "several devices; tests/training runs two processes of torch itself",
-    "torchrun": "several devices",
-    "pip": "installs packages",
-    "export": "of the shell",
-    "source": "of the shell",
-    "ls": "of the shell",
-    "tail": "of the shell",
-    "for": "of the shell",
-    "done": "of the shell",
-}
+#: Programs that are not ours: no test runs them, for the reason beside them.
+FOREIGN = {start.split()[0] for start in NOT_RUN}
 #: Scripts that a page makes itself or that come from elsewhere.
 SCRIPTS = {"script.py", "serve.py", "my_judge.py", "llama.cpp/convert_lora_to_gguf.py"}
 
