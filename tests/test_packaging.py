@@ -67,7 +67,7 @@ def act(folder: Path, **inputs: str) -> tuple[int, str, str, str]:
     ("limits", "code", "decision"),
     [
         ("--max-harm-increase 0.1", 0, "passed"),
-        ("--max-harm 0.5 --model sft", 3, "failed"),
+        ("--max-harm 0.5\n--model sft\n", 3, "failed"),
         ("--max-harm-increase 0.02", 4, "undecided"),
         ("--max-harm 7; touch hacked", 2, "mistake"),
     ],
