@@ -46,13 +46,13 @@ class Progress:
         self._silent = bool(_shown)
         if self._silent:
             return self
-        _shown.append(self)
         if on_terminal():
             self._bar = _bar()
             self._task = self._bar.add_task(
                 _text(self._label), total=self._total, completed=self._done, note=""
             )
             self._bar.start()
+        _shown.append(self)
         return self
 
     def __exit__(
@@ -137,6 +137,8 @@ def _bar() -> Any:
         TextColumn("{task.fields[note]}"),
         console=Console(stderr=True),
         transient=True,
+        # Rich would send it to stderr; a result that goes into a file or a pipe stays there.
+        redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),
     )
 
 
