@@ -359,7 +359,7 @@ def test_the_command_ends_with_3_where_there_is_a_fault(
         (lambda p: p / "none", {}, "none is not there: give the output folder"),
         (lambda p: p, {}, "is no training's folder .it has no config.yaml"),
         (lambda p: (p / "a.json").write_text("{}") and p / "a.json", {}, "is no record of a run"),
-        (lambda p: (p / "a.json").write_text("{}") and p, {}, "of a sweep's results name one"),
+        (lambda p: (p / "a.json").write_text("{}") and p, {}, "of a sweep's results, name one"),
         (
             lambda p: (p / "config.yaml").write_text("models: {}\n") and p,
             {},

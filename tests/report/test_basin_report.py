@@ -190,7 +190,7 @@ def test_the_page_asks_nothing_of_the_network_and_escapes() -> None:
 
 
 def test_what_is_no_basin_is_refused_in_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="there is no such file; anchortune basin writes one"):
+    with pytest.raises(DataError, match="there is no such file; run anchortune basin"):
         read_basin(tmp_path)
     (tmp_path / "basin.json").write_text('{"format": 2}')
     with pytest.raises(DataError, match=r"not a basin that this version reads \(format: "):

@@ -8,8 +8,11 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
+
+from anchortune.sections import TrackerName
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -67,6 +70,7 @@ def test_the_table_names_each_dependency_once_with_its_reason() -> None:
 def test_what_is_imported_is_declared_and_the_other_way_round() -> None:
     known = {IMPORTED_AS.get(name, name) for name in DIRECT}
     optional = {name for extra in ("server", "ray", "qlora") for name in names(EXTRAS[extra])}
+    optional |= set(get_args(TrackerName))  # who names one in a config has it
     assert imported() <= known | optional
     assert known - imported() == UNSEEN
 

@@ -25,8 +25,8 @@ LAM = 0.3
 class Rows(Dataset):  # type: ignore[type-arg]
     """Sixteen rows of one length, so that every batching has as many label tokens.
 
-    The first of a row has no label: it is never predicted, and transformers 5.0 counts it where 5.24
-    does not.
+    The first of a row has no label: it is never predicted, and transformers 5.0 counts it where
+    5.24 does not.
     """
 
     def __len__(self) -> int:

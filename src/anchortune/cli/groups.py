@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import typer
 from typer.core import TyperGroup
 
+from anchortune.cli.say import say
 from anchortune.deprecations import with_new_options
 
 #: As shells count a process that SIGINT ended.
@@ -41,7 +41,7 @@ class Group(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            typer.echo(f"anchortune: {stopped(ctx.invoked_subcommand)}", err=True)
+            say(f"anchortune: {stopped(ctx.invoked_subcommand)}", err=True)
             raise SystemExit(STOPPED) from None
 
 
