@@ -205,3 +205,11 @@ def test_what_cannot_be_extended_is_told(tmp_path: Path, text: str, told: str) -
     (tmp_path / "main.yaml").write_text(text)
     with pytest.raises(ConfigError, match=told):
         load_config(tmp_path / "main.yaml", TrainConfig)
+
+
+def test_off_needs_no_quotes(load) -> None:
+    """YAML reads a bare ``off`` as false."""
+    written = load(BASE + "penalty: {anchor: a, side: off}").penalty
+    assert written.side == load(BASE, "penalty.anchor=a", "penalty.side=off").penalty.side == "off"
+    with pytest.raises(ConfigError, match=r"penalty\.side: expected off, along, found true"):
+        load(BASE + "penalty: {anchor: a, side: on}")

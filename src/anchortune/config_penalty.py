@@ -4,9 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from anchortune.sections import Count, DataSection, Positive, Section, Share, shorthand
+
+
+def _side(value: Any) -> Any:
+    """``off`` as it is meant: YAML reads it as false where it has no quotes."""
+    return "off" if value is False else value
 
 
 class PenaltySettings(Section):
@@ -15,7 +26,7 @@ class PenaltySettings(Section):
     operator: (
         Literal["gram", "subspace", "subspace2", "direction", "direction_global", "none"] | None
     ) = Field(None, description="What is measured against; unset takes the library's default.")
-    side: Literal["off", "along"] = Field(
+    side: Annotated[Literal["off", "along"], BeforeValidator(_side)] = Field(
         "off", description="Which part of the update is punished: off the anchor, or along it."
     )
     scaled: bool = Field(
