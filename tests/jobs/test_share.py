@@ -153,6 +153,18 @@ def test_an_evaluation_of_other_weights_is_no_word_on_these(passed: Passed, tmp_
         read_made(passed.folder, evaluation=passed.folder / "eval")
 
 
+def test_an_evaluation_on_another_base_is_no_word_on_these(passed: Passed) -> None:
+    """The adapter alone is the same there, and what it makes of the base is not."""
+
+    def move(record: dict[str, Any]) -> None:
+        for facts in record["metrics"]["models"].values():
+            facts["sha256"], facts["files"] = "0" * 64, {"model.safetensors": "0" * 64}
+
+    _edit(passed.folder / "eval" / "record.json", move)
+    with pytest.raises(EvaluationError, match="on another base than"):
+        read_made(passed.folder / "train" / "sft", evaluation=passed.folder / "eval")
+
+
 def test_what_was_mended_afterwards_has_a_card_too(passed: Passed, tmp_path: Path) -> None:
     run, anchor = passed.folder / "train" / "sft", passed.folder / "anchor.safetensors"
     mended = tmp_path / "mended"
@@ -295,6 +307,64 @@ def test_what_the_gate_stopped_is_shared_only_with_a_card_that_says_so(passed: P
     assert "**The gate did not" in (made.folder / "README.md").read_text(encoding="utf-8")
 
 
+def test_a_copy_of_what_the_gate_stopped_is_stopped_too(passed: Passed, tmp_path: Path) -> None:
+    """Neither a copy nor an evaluation that is named for it leads round the gate."""
+    run_job(passed.make(limits=FAILS))
+    rejected = passed.folder / "rejected" / "adapter-on-base"
+    copy = shutil.copytree(rejected, tmp_path / "copy" / "adapter-on-base")
+    for made in (read_made(copy), read_made(rejected, evaluation=passed.folder / "eval")):
+        with pytest.raises(Stopped, match="was not let through by the gate"):
+            plan_upload(made, "org/mine", BASE)
+        assert "**The gate did not let it through.**" in card(made)
+    assert "No evaluation lies beside it" in card(read_made(copy))
+    run_job(passed.make())  # which is let through: the stopped one is no word on it, nor it on that
+    assert read_made(passed.folder).folder == passed.folder / "adapter-on-base"
+    shutil.copytree(copy, rejected, dirs_exist_ok=True)
+    assert read_made(rejected).folder == rejected
+    assert read_made(rejected).stopped
+
+
+def test_what_is_no_part_of_a_model_stays_here(passed: Passed) -> None:
+    folder = passed.folder / "adapter-on-base"
+    for name in ("merges.txt", "customers.txt"):
+        (folder / name).write_text("a b", encoding="utf-8")
+    files = plan_upload(read_made(passed.folder), "org/mine", BASE).files
+    assert "merges.txt" in files
+    assert "customers.txt" not in files
+    (folder / "adapter_config.json").write_text("[]", encoding="utf-8")
+    with pytest.raises(DataError, match="are not what a run writes"):
+        plan_upload(read_made(passed.folder), "org/mine", BASE)
+
+
+def test_the_card_names_no_address_of_a_server(passed: Passed) -> None:
+    server = {"url": "http://judge.internal:8000/v1", "model": "judge-1"}
+    _edit(
+        passed.folder / "record.json",
+        lambda job: job["config"]["evaluate"]["judges"].append(
+            {"name": "rubric", "server": server}
+        ),
+    )
+    text = card(read_made(passed.folder))
+    assert "judge-1" in text
+    assert "judge.internal" not in text
+
+
+def test_a_licence_is_called_as_the_hub_calls_it_and_is_the_trained_models(passed: Passed) -> None:
+    record = passed.folder / "adapter-on-base" / "record.json"
+
+    def licensed(start: str) -> Any:
+        def change(made: dict[str, Any]) -> None:
+            made["inputs"]["anchor"]["start"] = start
+            made["inputs"]["anchor"]["aligned"]["licence"] = "Apache-2.0"
+
+        return change
+
+    _edit(record, licensed("aligned"))
+    assert front(card(read_made(passed.folder)))["license"] == "apache-2.0"
+    _edit(record, licensed("other"))
+    assert "license" not in front(card(read_made(passed.folder)))
+
+
 def invoke(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(one) for one in arguments])
 
@@ -307,7 +377,7 @@ def test_the_command_prints_or_writes_the_card(passed: Passed, tmp_path: Path) -
     assert "there already" in str(invoke("card", passed.folder, "-o", file).exception)
     told = json.loads(invoke("card", passed.folder, "-o", file, "--force", "--json").stdout)
     assert (told["decision"], told["card"]) == ("passed", text)
-    assert told["front_matter"]["library_name"] == "peft"
+    assert told["front_matter"] == front(text)
 
 
 def test_a_dry_push_sends_nothing(passed: Passed, hub: Hub) -> None:
@@ -327,6 +397,8 @@ def test_a_job_pushes_by_flag_what_its_gate_let_through(
     job.write_text(dump_yaml(passed.make()))
     refused = invoke("run", job, "--push-to", "org/mine")
     assert "give --base-id" in str(refused.exception)
+    lone = invoke("run", job, "--base-id", "org/base")
+    assert "--base-id is for --push-to" in str(lone.exception)
     flags = ("--push-to", "org/mine", "--base-id", "org/base")
     shown = invoke("run", job, *flags)
     assert f"pushed  {hub.endpoint}/org/mine/commit/" in shown.stdout

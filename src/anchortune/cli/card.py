@@ -57,7 +57,7 @@ def card(
     """Write the model card: the base it needs, the data, what was measured, with what limits."""
     from anchortune.errors import JobError
     from anchortune.files import why_not_writable, write_text
-    from anchortune.report.card import CardOptions
+    from anchortune.report.card import CardOptions, title_of
     from anchortune.report.card import card as card_of
     from anchortune.report.card_front import front_matter
     from anchortune.report.card_source import read_made
@@ -79,7 +79,7 @@ def card(
                 "folder": str(made.folder),
                 "part": made.part,
                 "decision": None if made.gate is None else made.gate["decision"],
-                "front_matter": front_matter(made, name or made.method, base_id, licence),
+                "front_matter": front_matter(made, title_of(made, options), base_id, licence),
                 "card": text,
             }
         )

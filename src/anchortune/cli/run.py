@@ -34,8 +34,11 @@ def run(
     from anchortune.cli.eval import show_results
     from anchortune.cli.stage import log_to_stderr
     from anchortune.config_io import load_config
+    from anchortune.errors import ConfigError
     from anchortune.jobs.config import JobConfig
 
+    if base_id is not None and push_to is None:
+        raise ConfigError("--base-id is for --push-to; give that too, or leave it out.")
     config = load_config(job, JobConfig, overrides or [])
     log_to_stderr()
     if push_to is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from anchortune.config import PenaltySection
@@ -25,6 +26,10 @@ def penalty_section(given: Any, missing: str, host: str) -> PenaltySection:
     if not given:
         raise ConfigError(
             f"{missing}: give it an anchor, or training would go on without a penalty."
+        )
+    if not isinstance(given, Mapping):
+        raise ConfigError(
+            f"anchortune in {host}'s config is {given!r}; make it a section, with anchor: FILE in it."
         )
     # Some trainers fill their config with keys that are None; those are unset.
     plain = {key: value for key, value in dict(given).items() if value is not None}

@@ -16,11 +16,12 @@ from anchortune.checkpoints.source import network_errors
 from anchortune.errors import JobError
 from anchortune.files import is_temporary, parse_json
 from anchortune.report.card import CARD_FILE, CardOptions, card
-from anchortune.report.card_source import ADAPTER_CONFIG, Made
+from anchortune.report.card_source import ADAPTER_CONFIG, Made, as_a_run_writes_it
 from anchortune.untrusted import stays_inside
 
 #: By suffix, what loading needs; the rest of a folder stays here.
-_WANTED = (".safetensors", ".jinja", ".model", ".txt")
+_WANTED = (".safetensors", ".jinja", ".model")
+_TEXTS = ("merges.txt", "vocab.txt")
 _JSON = re.compile(
     r"(adapter_config|config|generation_config|tokenizer|tokenizer_config|special_tokens_map"
     r"|added_tokens|vocab|chat_template|preprocessor_config|.*\.safetensors\.index)\.json"
@@ -99,6 +100,7 @@ def plan_upload(
         Stopped: the gate did not let it through.
         JobError: ``repo_id`` is no name on the Hub, the base that the adapter needs is nowhere
             that somebody else could load it from, or a file leads out of the folder.
+        DataError: a record, or the adapter's config, is not what a run writes.
     """
     _check_names(repo_id, (options or CardOptions()).base_id)
     if made.stopped and not allow_stopped:
@@ -120,7 +122,8 @@ def plan_upload(
             )
         files[file.name] = file
     if ADAPTER_CONFIG in files:
-        files[ADAPTER_CONFIG] = _config(made, base_id)
+        with as_a_run_writes_it(made.folder):
+            files[ADAPTER_CONFIG] = _config(made, base_id)
     files[CARD_FILE] = card(made, options).encode("utf-8", errors="replace")
     return Upload(repo_id, made, files, base_id)
 
@@ -151,7 +154,7 @@ def _check_names(repo_id: str, base_id: str | None) -> None:
 
 
 def _is_wanted(name: str) -> bool:
-    return name.endswith(_WANTED) or _JSON.fullmatch(name) is not None
+    return name.endswith(_WANTED) or name in _TEXTS or _JSON.fullmatch(name) is not None
 
 
 def _check_base(made: Made, base_id: str | None) -> None:

@@ -51,9 +51,14 @@ def card(made: Made, options: CardOptions | None = None) -> str:
         return _whole(made, options)
 
 
+def title_of(made: Made, options: CardOptions) -> str:
+    """What the card is headed, and called in the Hub's index of results."""
+    return options.name or f"{made.run.resolve().name}: {made.method}"
+
+
 def _whole(made: Made, options: CardOptions | None) -> str:
     options = options or CardOptions()
-    title = options.name or f"{made.run.resolve().name}: {made.method}"
+    title = title_of(made, options)
     front = as_yaml(front_matter(made, title, options.base_id, options.licence))
     body = "\n\n".join(
         part
@@ -342,9 +347,9 @@ def _again(made: Made) -> str:
 
 
 def _without_paths(value: Any) -> Any:
-    """Plain values in which absolute paths are names alone."""
+    """Plain values in which absolute paths are names alone; an endpoint's address is left out."""
     if isinstance(value, dict):
-        return {key: _without_paths(item) for key, item in value.items()}
+        return {key: _without_paths(item) for key, item in value.items() if key != "url"}
     if isinstance(value, list):
         return [_without_paths(item) for item in value]
     return name_for_records(value) if isinstance(value, str) and Path(value).name else value

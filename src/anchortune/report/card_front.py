@@ -59,8 +59,8 @@ def front_matter(
         front["base_model"] = base
         front["base_model_relation"] = "finetune" if made.part == "model" else "adapter"
     found = licence or _licence(made)
-    if found in _LICENCES:
-        front["license"] = found
+    if found is not None and found.lower() in _LICENCES:
+        front["license"] = found.lower()
     elif found is not None:
         front |= {"license": "other", "license_name": found}
     front["pipeline_tag"] = "text-generation"
@@ -74,9 +74,14 @@ def front_matter(
 
 
 def _licence(made: Made) -> str | None:
-    """The base's, as the anchor's maker read it from its card; the start model's goes first."""
+    """The base's, as the anchor's maker read it from its card; the start model's goes first.
+
+    An anchor of other weights than those that were trained says nothing of theirs.
+    """
     inputs = made.record.inputs
     facts = (inputs.get("defence") or {}).get("anchor") or inputs.get("anchor") or {}
+    if facts.get("start") == "other":
+        return None
     told = [(facts.get(parent) or {}).get("licence") for parent in ("aligned", "base")]
     return next((str(one) for one in told if one), None)
 

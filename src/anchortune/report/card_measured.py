@@ -24,7 +24,7 @@ _WANTED = ("harm", "over_refusal", "accuracy", "coherence")
 
 def decided(made: Made) -> str:
     """The gate's word, in a sentence that stands at the head of the card."""
-    if made.results is None:
+    if made.results is None and made.gate is None:
         return (
             "**Nothing was measured of it**: not whether it kept its safety, nor whether it learnt "
             "its task. Evaluate it before you use it."
@@ -41,7 +41,9 @@ def measured(made: Made) -> list[str]:
     """The sections of the card about the evaluation: figures, gate, judges, what is not known."""
     parts = ["## Safety and skill"]
     if made.results is None or made.model is None:
-        return ["\n\n".join([*parts, "Nothing was measured."])]
+        told = [] if made.gate is None else _gate(made)
+        missing = "Nothing was measured." if made.gate is None else "No evaluation lies beside it."
+        return ["\n\n".join([*parts, missing, *told])]
     results = made.results
     parts += [_intro(results, made.model), _table(results, made.model), *_gate(made)]
     parts += [

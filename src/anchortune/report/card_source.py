@@ -156,10 +156,11 @@ def _read(folder: Path, part: Part | None, evaluation: str | Path | None) -> Mad
         if job is not None and evaluation is None:
             return _of_job(*job, _as_part(folder, part))
         place, found = folder, _as_part(folder, part)
+        gate = _gate_beside(folder)
     else:
         found = _chosen(folder, part, folder)
-        place = folder / found
-    made = _of_training(folder, place, found, record)
+        place, gate = folder / found, None
+    made = replace(_of_training(folder, place, found, record), gate=gate)
     return made if evaluation is None else _measured(made, evaluation)
 
 
@@ -185,14 +186,26 @@ def _chosen(place: Path, part: Part | None, run: str | Path) -> Part:
 
 
 def _job_of(folder: Path) -> tuple[Path, Record] | None:
-    """The job whose released or rejected result lies in ``folder``, told by its weights' hash."""
+    """The job whose last result, released or rejected, is ``folder``; None for a copy of it."""
     for job in (folder.parent, folder.parent.parent):
         if not (folder / _RELEASE).is_file() or not (job / RECORD_FILE).is_file():
             continue
         record = read_record(job)
-        if record.kind == "job":
+        if record.kind != "job":
+            continue
+        place = (job / str(record.outputs["release"]["path"])).parent
+        if (place / folder.name).resolve() == folder.resolve():
             return job, record
     return None
+
+
+def _gate_beside(folder: Path) -> dict[str, Any] | None:
+    """What the gate said of a result that is not where its job put it: it goes along with it."""
+    if not (folder / _RELEASE).is_file():
+        return None
+    note = parse_json((folder / _RELEASE).read_text(encoding="utf-8"))
+    gate: dict[str, Any] | None = note["gate"]
+    return gate
 
 
 def _of_job(folder: Path, record: Record, part: Part | None) -> Made:
@@ -298,10 +311,15 @@ def _base_of(record: Record) -> Base | None:
             return None
         adapter = found.get("adapter")
         found = found | {"adapter": {"path": adapter} if adapter else None}
-    files = found.get("files") or {}
-    only, sha256 = next(iter(files.items())) if len(files) == 1 else ("", found.get("sha256"))
+    only, sha256 = _weights_of(found)
     gguf = only if only.endswith(".gguf") else None
     return Base(str(found["path"]), found.get("revision"), sha256, gguf, found.get("adapter"))
+
+
+def _weights_of(facts: dict[str, Any]) -> tuple[str, str | None]:
+    """(name, SHA-256) of a model's one weights file; of several, no name and that over theirs."""
+    files = facts.get("files") or {}
+    return next(iter(files.items())) if len(files) == 1 else ("", facts.get("sha256"))
 
 
 def _screen_of(record: Record) -> dict[str, Any] | None:
@@ -324,15 +342,30 @@ def _measured(made: Made, evaluation: str | Path) -> Made:
     """``made`` with what an evaluation found, whose model must be these very weights."""
     record, results = read_evaluation(evaluation)
     held = _weights_hashes(made)
+    elsewhere = []
     for name, facts in results.models.items():
         adapters = facts.get("adapters") or []
         its = adapters[-1].get("sha256") if adapters else facts.get("sha256")
-        if its in held:
+        if its not in held:
+            continue
+        if not adapters or _on_its_base(made, facts):
             return replace(made, evaluation=record, results=results, model=name)
+        elsewhere.append(name)
+    if elsewhere:
+        raise EvaluationError(
+            f"{evaluation} measured {' and '.join(elsewhere)} on another base than {made.folder} "
+            "belongs on; evaluate it there, or leave --eval out."
+        )
     raise EvaluationError(
         f"{evaluation} measured {', '.join(results.models)}, none of which has the weights in "
         f"{made.folder}; evaluate these, or leave --eval out."
     )
+
+
+def _on_its_base(made: Made, facts: dict[str, Any]) -> bool:
+    """Whether an evaluated adapter lay on the weights it belongs on, as far as records say."""
+    wanted, found = made.base.sha256 if made.base is not None else None, _weights_of(facts)[1]
+    return None in (wanted, found) or wanted == found
 
 
 def _weights_hashes(made: Made) -> set[str]:
