@@ -26,9 +26,9 @@ def _below(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
 
 #: The root first, then every command that there is.
 COMMANDS = list(_below(get_command(app)))
-#: Not pydantic: typer loads it by itself to parse a command's options.
 HEAVY = {"torch", "numpy", "transformers", "peft", "trl", "datasets", "pandas", "matplotlib"} | {
     *("safetensors", "tokenizers", "huggingface_hub", "accelerate", "jinja2", "yaml"),
+    "pydantic",  # which typer loads to read an option that is given, a help's own aside
     *("rich", "pygments", "markdown_it"),  # they take as long as all the rest of --help
 }
 CONFIG = "model: {path: m}\ndata: {path: d.jsonl}\noutput: out\n"

@@ -18,6 +18,9 @@ _GO_ON = {"align", "basin", "eval", "run", "sweep", "train"}
 class Group(TyperGroup):
     """Tells each command's whole first sentence, where a plain list would cut it to one line."""
 
+    #: Whether what is read begins with a command's name, so that no option can be in it.
+    _bare = False
+
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Writes the list of commands into a help."""
         found = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
@@ -29,6 +32,21 @@ class Group(TyperGroup):
                     if command
                 ]
             )
+
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:
+        """Reads its own options, if one is given; else there is only a command's name.
+
+        For options that are not given typer would load pydantic, which takes longer than a help.
+        """
+        self._bare = bool(args) and not args[0].startswith("-")
+        try:
+            return super().parse_args(ctx, args)
+        finally:
+            self._bare = False
+
+    def get_params(self, ctx: Any) -> Any:
+        """Its own options."""
+        return [] if self._bare else super().get_params(ctx)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command and its arguments, those options that have a new name under it."""
