@@ -150,3 +150,26 @@ def test_the_command(sweep: Sweep) -> None:
     assert json.loads(told.stdout)["sweeps"][0]["counts"]["missing"] == 3
     ended = run(app, ["status", str(sweep.results), "--watch"], catch_exceptions=False)
     assert "1 complete" in ended.stdout
+
+
+def test_a_sweep_says_how_long_the_rest_takes(
+    sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(found: Sweep, before: float | None, told: Any) -> None:
+        for run in found.runs[1:]:
+            now[0] += 50.0
+            record(sweep, run)
+            told(run, found.record(run))
+
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    monkeypatch.setattr("anchortune.jobs.pool.in_this_process", work)
+    file = tmp_path / "sweep.yaml"
+    file.write_text(sweep.config.model_dump_json())
+    result = CliRunner().invoke(app, ["sweep", str(file)], catch_exceptions=False)
+    lines = [line for line in result.stderr.splitlines() if line.startswith("[")]
+    assert [line.partition("complete, ")[2] for line in lines] == [
+        "60 s; about 2 min left",
+        "60 s; about 50 s left",
+        "60 s",
+    ]

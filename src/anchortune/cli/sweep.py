@@ -64,6 +64,7 @@ def sweep(
     from anchortune.jobs.sweep import Run, Sweep
     from anchortune.jobs.sweep_config import SweepConfig
     from anchortune.jobs.sweep_status import list_runs
+    from anchortune.progress import duration
     from anchortune.report.runs import RunRecord
 
     if ray is not None and jobs > 1:
@@ -83,13 +84,18 @@ def sweep(
     log_to_stderr()
     list_runs(found)
     found.adopt()
-    total = len(found.runs)
-    done = found.counts()["complete"]
+    total, counts = len(found.runs), found.counts()
+    done, ended, began = counts["complete"], 0, time.monotonic()
+    waiting = total - done - (0 if retry_failed else counts["failed"])
 
     def told(run: Run, record: RunRecord) -> None:
-        nonlocal done
+        nonlocal done, ended
         done += record.state == "complete"
+        ended += 1
         what = record.error or f"{record.timings.get('all_s', 0):.0f} s"
+        if waiting > ended:  # at the pace of those that ended here
+            left = (time.monotonic() - began) / ended * (waiting - ended)
+            what += f"; about {duration(left)} left"
         say(f"[{done}/{total}] {run.line()}: {record.state}, {what}", err=True)
 
     before = time.time() if retry_failed else None
