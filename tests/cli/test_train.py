@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from anchortune.cli.align import align
 from anchortune.cli.train import train
-from anchortune.errors import ConfigError
+from anchortune.errors import ConfigError, DataError
 
 app = typer.Typer()
 app.command()(train)
@@ -50,7 +50,9 @@ def test_a_dry_run_prints_the_plan_and_trains_nothing(config: Path, command: str
 
 
 @pytest.mark.parametrize("command", ["train", "align"])
-def test_the_result_is_on_stdout_and_the_rest_is_not(config: Path, command: str) -> None:
+def test_the_result_is_on_stdout_and_the_rest_is_not(
+    config: Path, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     result = call(command, str(config), "--set", "training.max_steps=1", "--json")
     record = json.loads(result.stdout)
     assert record["kind"] == command
@@ -62,6 +64,14 @@ def test_the_result_is_on_stdout_and_the_rest_is_not(config: Path, command: str)
     assert again.stdout.splitlines()[0] == str(config.parent / "out" / "adapter")
     assert len(again.stdout.splitlines()) == 2
     assert card.read_text() == "by hand"  # nothing was trained anew
+
+    def broken(run: Path) -> None:
+        raise DataError("the records are not what a run writes")
+
+    monkeypatch.setattr("anchortune.report.card.write_cards", broken)
+    without = call(command, str(config), "--set", "training.max_steps=1")
+    assert without.stdout == again.stdout
+    assert "no card was written beside the result: the records are not" in without.stderr
 
 
 def test_few_log_lines_still_hold_the_last_step(config: Path) -> None:

@@ -193,6 +193,17 @@ def test_a_tracker_that_is_not_installed_is_refused_in_the_plan(
         plan_stage(config("trackio"))
 
 
+@pytest.mark.parametrize(("value", "said"), [("TRUE", "switches off"), ("FALSE", "pip install")])
+def test_a_switch_is_blamed_only_where_it_is_on(
+    value: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = "transformers.integrations.get_available_reporting_integrations"
+    monkeypatch.setattr(found, lambda: [])
+    monkeypatch.setenv("DISABLE_MLFLOW_INTEGRATION", value)
+    with pytest.raises(TrainingError, match=said):
+        check_trackers(["mlflow"])
+
+
 def test_a_tracker_that_nobody_knows_is_refused_by_its_name(
     llama_aligned: Path, data: Path, tmp_path: Path
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import sys
 import warnings
@@ -13,8 +12,11 @@ from typing import TextIO
 from anchortune.cli.say import say, say_json
 from anchortune.config import AlignConfig, TrainConfig
 from anchortune.config_io import load_config
+from anchortune.errors import AnchortuneError, sentence
 from anchortune.record import RECORD_FILE
 from anchortune.untrusted import inert, without_secrets
+
+logger = logging.getLogger(__name__)
 
 
 def run(
@@ -46,8 +48,10 @@ def run(
             say("\n".join(plan.lines()))
         return
     record = run_stage(plan)
-    with contextlib.suppress(OSError):  # a complete run may lie where nothing may be written
+    try:
         write_cards(plan.folder.path)
+    except (OSError, AnchortuneError) as error:  # a complete run may lie where none may write
+        logger.warning("no card was written beside the result: %s", sentence(error))
     if as_json:
         say_json(record.model_dump(mode="json"))
         return

@@ -40,7 +40,8 @@ def check_trackers(names: Sequence[str]) -> None:
     for name in names:
         if name in found:
             continue
-        if name == "mlflow" and os.environ.get("DISABLE_MLFLOW_INTEGRATION"):
+        off = os.environ.get("DISABLE_MLFLOW_INTEGRATION", "").upper() == "TRUE"
+        if name == "mlflow" and off:
             raise TrainingError(
                 "machine.report_to names mlflow, which the environment variable "
                 "DISABLE_MLFLOW_INTEGRATION switches off; unset it, or leave mlflow out."
