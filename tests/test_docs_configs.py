@@ -177,3 +177,16 @@ def test_the_reference_has_every_public_name() -> None:
         module, _, last = name.rpartition(".")
         home = getattr(importlib.import_module(module), last).__module__
         assert f"{home}.{last}" in told or home in told, f"{home}.{last}"
+
+
+def test_the_faq_quotes_what_is_said_and_names_keys_that_are_there() -> None:
+    text = (ROOT / "docs/faq.md").read_text("utf-8")
+    source = "".join(path.read_text("utf-8") for path in (ROOT / "src").rglob("*.py"))
+    source = re.sub(r'"\n\s*f?"', "", source)  # a sentence over several lines of code
+    quoted = re.findall(r'^\| "([^"]+)" \|', text, re.MULTILINE)
+    assert quoted
+    assert all(part.strip() in source for one in quoted for part in one.split("…"))
+    keys = set(re.findall(r"`((?:penalty|training|machine|lora)\.\w+)`", text))
+    assert len(keys) >= 4
+    for key in keys:
+        default(TrainConfig, key)  # raises where there is none
