@@ -297,8 +297,7 @@ def load_model(
         raise _refused(section, error) from None
     if found["missing_keys"]:  # transformers would fill them at random, and only warn
         raise CheckpointError(
-            f"{section.path}: has no {min(found['missing_keys'])}, so it is another kind of model; "
-            "give one that has."
+            f"{section.path}: has no {min(found['missing_keys'])}; give a model that has it."
         )
     if place.gguf is not None:
         clear_quantisation(model)
