@@ -79,12 +79,11 @@ defaults:
   machine: {device: cpu}
   evaluate:
     harm: [{path: malicious.jsonl, label: harmful}]
-    tasks: [{name: sst2, path: test.jsonl, prompt: "{question}", target: answer, match: exact}]
+    tasks: [{path: test.jsonl, prompt: "{question}", target: answer, match: exact}]
     judges: [builtin, refusal]
     generation: {max_new_tokens: 2}
     selection_frac: 0
 axes:
-  task: {sst2: {}}
   defence: {sft: {}, asft: {defence: [{name: asft, operator: subspace, lam: 1.0}]}}
 seeds: [0]
 results: results/table1
