@@ -295,9 +295,9 @@ def load_model(
             )
     except Exception as error:  # as above
         raise _refused(section, error) from None
-    if found["missing_keys"]:  # transformers would fill them at random, and only warn
+    if lost := found["missing_keys"]:  # transformers would fill them at random, and only warn
         raise CheckpointError(
-            f"{section.path}: has no {min(found['missing_keys'])}; give a model that has it."
+            f"{section.path}: has no {min(lost)}, so it is another kind of model; give one that has."
         )
     if place.gguf is not None:
         clear_quantisation(model)
