@@ -297,7 +297,7 @@ def load_model(
         raise _refused(section, error) from None
     if lost := found["missing_keys"]:  # transformers would fill them at random, and only warn
         raise CheckpointError(
-            f"{section.path}: has no {min(lost)}, so it is another kind of model; give one that has."
+            f"{section.path}: has no {min(lost)}, so it is another kind of model; name another."
         )
     if place.gguf is not None:
         clear_quantisation(model)
