@@ -68,3 +68,10 @@ def test_a_place_without_records(tmp_path: Path) -> None:
         CliRunner().invoke(
             app, ["plot", str(tmp_path), "-o", str(tmp_path)], catch_exceptions=False
         )
+
+
+def test_a_basin_is_drawn_whatever_its_file_is_called(tmp_path: Path) -> None:
+    basin = Path(__file__).parents[2] / "results/basin/small.json"
+    done = CliRunner().invoke(app, ["plot", str(basin), "-o", str(tmp_path / "curves.svg")])
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "curves.svg").is_file()

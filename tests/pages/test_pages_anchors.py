@@ -53,7 +53,7 @@ def test_basin() -> None:
     shutil.move("runs/mine", "runs/sft")
     take("results/basin")
     small = [
-        "alpha_max=0.1", "alpha_min=0.05", "grid=3", "draws=1", "sides=[1]", "bootstrap=20",
+        "alpha_max=0.1", "alpha_min=0.05", "grid=3", "draws=1", 'sides=["+"]', "bootstrap=20",
         "generation.max_new_tokens=4", "machine.device=cpu", "selection_frac=0",
     ]  # fmt: skip
     page = ROOT / "docs/basin.md"

@@ -185,12 +185,12 @@ def plot(
     as_json: AsJson = False,
 ) -> None:
     """Draw a sweep's results (Pareto, or curves over λ, p, n, the learning rate) or a basin's."""
+    from anchortune.report.basin_page import holds_basin, read_basin
     from anchortune.report.sweep_load import SweepError, parse_where, read_runs
     from anchortune.report.sweep_plots import PlotOptions, draw
 
     _check_output(output)
-    if len(results) == 1 and results[0].name == "basin.json":
-        from anchortune.report.basin_page import read_basin
+    if len(results) == 1 and holds_basin(results[0]):
         from anchortune.report.basin_plots import draw_as
 
         basin = read_basin(results[0])

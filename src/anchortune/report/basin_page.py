@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,6 +63,17 @@ class Part:
     pictures: Sequence[Picture] = ()
     tables: Sequence[Sheet] = field(default_factory=list)
     places: Sequence[Sheet] = field(default_factory=list)
+
+
+def holds_basin(path: Path) -> bool:
+    """Whether a file is a basin's and no run's: by its name, or, of another name, by its keys."""
+    if path.name == BASIN_FILE:
+        return True
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return False  # whoever reads it says what is wrong
+    return isinstance(found, dict) and {"curves", "tolerance"} <= set(found)
 
 
 def read_basin(path: str | Path) -> Basin:
