@@ -29,7 +29,8 @@ def penalty_section(given: Any, missing: str, host: str) -> PenaltySection:
         )
     if not isinstance(given, Mapping):
         raise ConfigError(
-            f"anchortune in {host}'s config is {given!r}; make it a section, with anchor: FILE in it."
+            f"anchortune in {host}'s config is {given!r}; make it a section, "
+            "with anchor: FILE in it."
         )
     # Some trainers fill their config with keys that are None; those are unset.
     plain = {key: value for key, value in dict(given).items() if value is not None}
