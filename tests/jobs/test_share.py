@@ -312,7 +312,13 @@ def test_a_copy_of_what_the_gate_stopped_is_stopped_too(passed: Passed, tmp_path
     run_job(passed.make(limits=FAILS))
     rejected = passed.folder / "rejected" / "adapter-on-base"
     copy = shutil.copytree(rejected, tmp_path / "copy" / "adapter-on-base")
-    for made in (read_made(copy), read_made(rejected, evaluation=passed.folder / "eval")):
+    trained = passed.folder / "train" / "asft"
+    for made in (
+        read_made(copy),
+        read_made(rejected, evaluation=passed.folder / "eval"),
+        read_made(trained),
+        read_made(trained / "adapter"),
+    ):
         with pytest.raises(Stopped, match="was not let through by the gate"):
             plan_upload(made, "org/mine", BASE)
         assert "**The gate did not let it through.**" in card(made)

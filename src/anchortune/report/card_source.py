@@ -156,10 +156,10 @@ def _read(folder: Path, part: Part | None, evaluation: str | Path | None) -> Mad
         if job is not None and evaluation is None:
             return _of_job(*job, _as_part(folder, part))
         place, found = folder, _as_part(folder, part)
-        gate = _gate_beside(folder)
+        gate = _gate_beside(folder) or _gate_above(folder.parent)
     else:
         found = _chosen(folder, part, folder)
-        place, gate = folder / found, None
+        place, gate = folder / found, _gate_above(folder)
     made = replace(_of_training(folder, place, found, record), gate=gate)
     return made if evaluation is None else _measured(made, evaluation)
 
@@ -205,6 +205,19 @@ def _gate_beside(folder: Path) -> dict[str, Any] | None:
         return None
     note = parse_json((folder / _RELEASE).read_text(encoding="utf-8"))
     gate: dict[str, Any] | None = note["gate"]
+    return gate
+
+
+def _gate_above(run: Path) -> dict[str, Any] | None:
+    """What the gate said of a training's result where a job trained it: that of its main arm."""
+    job = run.parent.parent
+    if run.parent.name != "train" or not (job / RECORD_FILE).is_file():
+        return None
+    record = read_record(job)
+    if record.kind != "job":
+        return None
+    note = parse_json((job / record.outputs["release"]["path"] / _RELEASE).read_text("utf-8"))
+    gate: dict[str, Any] | None = record.metrics.get("gate") if note["arm"] == run.name else None
     return gate
 
 
