@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import re
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 import typer
 
 from anchortune.config import AlignConfig, TrainConfig
+from tests.pages.runner import site_hook
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -24,12 +24,7 @@ def page(name: str) -> str:
 @pytest.fixture(scope="module")
 def hook() -> ModuleType:
     """The mkdocs hook that fills in the tables of config keys."""
-    spec = importlib.util.spec_from_file_location("hook", DOCS / "generate_config_reference.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return site_hook("generate_config_reference")
 
 
 def test_every_operator_and_log_key_is_explained() -> None:

@@ -24,7 +24,7 @@ from anchortune.evaluation.config import EvalConfig
 from anchortune.jobs.config import JobConfig
 from anchortune.jobs.sweep_config import SweepConfig
 from anchortune.landscape.config import BasinConfig
-from tests.pages.runner import NOT_RUN
+from tests.pages.runner import NOT_RUN, site_hook
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -155,13 +155,7 @@ def test_every_symbol_is_held_by_something_that_is_there() -> None:
 
 
 def test_the_reference_of_the_command_line_has_every_command_and_option() -> None:
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location("cli", ROOT / "docs/generate_cli_reference.py")
-    assert spec is not None
-    assert spec.loader is not None
-    hook = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(hook)
+    hook = site_hook("generate_cli_reference")
     text = hook.on_page_markdown((ROOT / "docs/cli.md").read_text("utf-8"))
     assert "<!--" not in text
     found = list(hook.commands(get_command(app), "anchortune"))

@@ -6,12 +6,14 @@ which runs each command of the page that is not in `NOT_RUN`.
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(
@@ -131,3 +133,13 @@ def run_page(
     assert printed, f"no command of {name} was run"
     assert set(left_out or {}) <= used, f"{name} has no such command: {left_out}"
     return printed
+
+
+def site_hook(name: str) -> ModuleType:
+    """A hook of the site, ``docs/NAME.py``, which is no module of a package."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
