@@ -9,7 +9,7 @@ import time
 from types import TracebackType
 from typing import Any
 
-from anchortune.untrusted import inert
+from anchortune.untrusted import cell
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class Progress:
         if on_terminal():
             self._bar = _bar()
             self._task = self._bar.add_task(
-                _text(self._label), total=self._total, completed=self._done, note=""
+                cell(self._label), total=self._total, completed=self._done, note=""
             )
             self._bar.start()
         _shown.append(self)
@@ -87,7 +87,7 @@ class Progress:
             self._note = f"; {note}" if note else ""
         if self._bar is not None:
             self._bar.update(
-                self._task, completed=done, total=self._total, note=_text(self._note[2:])
+                self._task, completed=done, total=self._total, note=cell(self._note[2:])
             )
             return
         now = time.monotonic()
@@ -140,12 +140,6 @@ def _bar() -> Any:
         # Rich would send it to stderr; a result that goes into a file or a pipe stays there.
         redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),
     )
-
-
-def _text(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(inert(text))
 
 
 def duration(seconds: float) -> str:

@@ -57,6 +57,13 @@ def inert(text: str) -> str:
     return _WORKFLOW_COMMAND.sub(lambda found: f"{found[1] or ''}{found[2] or ':'} ", shown(text))
 
 
+def cell(text: str) -> str:
+    """``text`` for a table or a line of rich's: ``inert``, and no markup in it."""
+    from rich.markup import escape
+
+    return escape(inert(text))
+
+
 def markdown_cell(text: str) -> str:
     """Text for a cell of a Markdown table: it cannot end it, nor turn into markup or a link."""
     plain = " ".join(shown(text).split())

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from anchortune.cli.anchor_tables import print_report
 from anchortune.cli.app import app, main
-from anchortune.cli.say import cell, say, say_json
+from anchortune.cli.say import say, say_json
 from anchortune.errors import AnchortuneError
 from anchortune.evaluation.results import Results
 from anchortune.record import write_record
@@ -29,7 +29,7 @@ from anchortune.report.sweep_format import render
 from anchortune.report.sweep_plots import PlotOptions, draw
 from anchortune.report.sweep_table import TableOptions, build
 from anchortune.report.table import results_markdown, results_table
-from anchortune.untrusted import drawn, inert, shown
+from anchortune.untrusted import cell, drawn, inert, shown
 from tests.report import made_up
 from tests.report.sweep_records import failed, measured
 from tests.report.test_page import Tree

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from anchortune.cli.say import cell
-from anchortune.untrusted import inert
+from anchortune.untrusted import cell, inert
 
 if TYPE_CHECKING:
     from anchortune.anchor.compare import Comparison

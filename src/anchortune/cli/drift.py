@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from anchortune.cli.complete import devices
-from anchortune.cli.say import cell, say, say_json
-from anchortune.untrusted import inert
+from anchortune.cli.say import say, say_json
+from anchortune.untrusted import cell, inert
 
 if TYPE_CHECKING:
     from anchortune.landscape.directions_again import Estimates

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from anchortune.cli.complete import judges
-from anchortune.cli.say import cell, say, say_json
+from anchortune.cli.say import say, say_json
 from anchortune.cli.train import AsJson, Overrides
+from anchortune.untrusted import cell
 
 if TYPE_CHECKING:
     from anchortune.evaluation.config import JudgeSection

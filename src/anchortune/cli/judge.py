@@ -9,8 +9,9 @@ import typer
 
 from anchortune.cli.complete import devices, judges
 from anchortune.cli.groups import Group
-from anchortune.cli.say import cell, say, say_json
+from anchortune.cli.say import say, say_json
 from anchortune.cli.train import AsJson
+from anchortune.untrusted import cell
 
 if TYPE_CHECKING:
     from rich.console import Console

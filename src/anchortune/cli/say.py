@@ -21,10 +21,3 @@ def say_json(value: Any) -> None:
 
     text = json.dumps(finite(value), indent=2)
     typer.echo(text.replace("##[", "#\\u0023["))  # which GitHub's runner would obey
-
-
-def cell(text: str) -> str:
-    """``text`` for a table or a line of rich's: ``inert``, and no markup in it."""
-    from rich.markup import escape
-
-    return escape(inert(text))
