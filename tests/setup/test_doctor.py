@@ -288,6 +288,41 @@ def test_a_cache_that_cannot_be_written_is_no_obstacle(
     assert "none, by ANCHORTUNE_CACHE" in only(places.cache()).text
 
 
+@pytest.mark.parametrize(
+    ("hub", "transformers", "datasets", "told"),
+    [
+        ("", "", "", "may be asked; token"),
+        ("1", "0", "", "not asked, for HF_HUB_OFFLINE is 1: only what is in the cache"),
+        ("", "yes", "", "not asked, for TRANSFORMERS_OFFLINE is yes"),
+        (
+            "0",
+            "1",
+            "",
+            "may be asked, though TRANSFORMERS_OFFLINE is 1: HF_HUB_OFFLINE goes before",
+        ),
+        ("0", "", "1", "may be asked, but for data sets, for HF_DATASETS_OFFLINE is set"),
+        ("0", "0", "0", "may be asked; token"),
+    ],
+)
+def test_why_the_hub_is_asked_or_not(
+    hub: str, transformers: str, datasets: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", hub)
+    monkeypatch.setenv("TRANSFORMERS_OFFLINE", transformers)
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", datasets)
+    # As its client reads them when it is imported: the first that is not empty.
+    offline = constants._is_true(hub or transformers)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    one = places.hub()[1]
+    assert told in one.text
+    assert one.state == ("warn" if "though" in told else "ok")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # a program may set it
+    if not offline:
+        assert "not asked, for a program says so" in places.hub()[1].text
+
+
 def test_variables_that_change_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")

@@ -7,11 +7,13 @@ import shutil
 import sys
 from pathlib import Path
 
-from anchortune.setup.finding import Finding, has_locks, standing, why_not_written
+from anchortune.setup.finding import Finding, State, has_locks, standing, why_not_written
 
 GIB = 2**30
 #: A disk with less is filled by one small run; with less than the other, by a model of billions.
 _LEAST_BYTES, _FEW_BYTES = GIB // 2, 10 * GIB
+#: What the Hub's client takes for yes, in capitals.
+_TRUE = ("1", "ON", "YES", "TRUE")
 #: Variables that hold secrets: told as set or not, never shown.
 SECRETS = ("HF_TOKEN", "WANDB_API_KEY", "OPENAI_API_KEY")
 
@@ -57,10 +59,7 @@ def hub() -> list[Finding]:
     place = _place("hub cache", cache, "set HF_HOME to a folder on another disk")
     held = len(list(cache.glob("models--*"))) if cache.is_dir() else 0
     place = Finding(place.name, place.state, f"{place.text}, {held} models in it", place.mend)
-    offline = constants.HF_HUB_OFFLINE
-    variables = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
-    why = next((name for name in variables if os.environ.get(name)), "a setting")
-    asked = f"not asked, for {why} is set: only what is in the cache" if offline else "may be asked"
+    state, asked, mend = _asked(constants.HF_HUB_OFFLINE)
     if os.environ.get("HF_ENDPOINT"):
         asked += ", at the address of HF_ENDPOINT"
     try:
@@ -68,7 +67,26 @@ def hub() -> list[Finding]:
     except Exception:  # a token file that cannot be read
         token = False
     told = f"{asked}; token {'set' if token else 'not set'}"
-    return [place, Finding("hub", "ok", told)]
+    return [place, Finding("hub", state, told, mend)]
+
+
+def _asked(offline: bool) -> tuple[State, str, str]:
+    """(state, whether the Hub is asked and why not, mend).
+
+    Its client heeds the first of the two variables that is not empty, a 0 in it too.
+    """
+    given = {name: os.environ.get(name, "") for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")}
+    said = [name for name, value in given.items() if value.upper() in _TRUE]
+    first = next((name for name, value in given.items() if value), None)
+    if offline:
+        why = f"{first} is {given[first]}" if first in said and first else "a program says so"
+        return "ok", f"not asked, for {why}: only what is in the cache", ""
+    if said:
+        text = f"may be asked, though {said[0]} is {given[said[0]]}: HF_HUB_OFFLINE goes before it"
+        return "warn", text, "set HF_HUB_OFFLINE to 1, or unset both"
+    if os.environ.get("HF_DATASETS_OFFLINE", "").upper() in _TRUE:
+        return "ok", "may be asked, but for data sets, for HF_DATASETS_OFFLINE is set", ""
+    return "ok", "may be asked", ""
 
 
 def cache() -> list[Finding]:
