@@ -1,4 +1,4 @@
-"""``anchortune init``: what it sees, what it writes, and that what it writes is true and runs."""
+"""``anchortune init``: what it writes is true and runs."""
 
 from __future__ import annotations
 
@@ -12,73 +12,15 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from anchortune.cli.app import app
-from anchortune.config import DataSection, TrainConfig
+from anchortune.config import TrainConfig
 from anchortune.config_io import load_config
-from anchortune.data.conversations import load_source
-from anchortune.errors import AnchortuneError, ConfigError, DataError, PairError
+from anchortune.errors import AnchortuneError, ConfigError, PairError
 from anchortune.jobs.config import JobConfig
 from anchortune.jobs.plan import plan_job
-from anchortune.maths.stats import tango
-from anchortune.models.load import load_tokenizer
 from anchortune.setup.init import Wish, init
-from anchortune.setup.measured import find_sets, find_task, least_prompts
-from anchortune.setup.model import look_at_model, narrowest
-from anchortune.setup.page import Page, plain, scalar
-from anchortune.setup.rows import look_at_data
-from anchortune.training.template import Template
+from anchortune.setup.model import look_at_model
 from tests import tiny
-
-Rows = list[dict[str, Any]]
-TURNS = [{"role": "user", "content": "say"}, {"role": "assistant", "content": "ok"}]
-SHARED = [{"from": "human", "value": "say"}, {"from": "gpt", "value": "ok"}]
-#: Rows, the format that is found, and the columns that the config has to name.
-LAYOUTS: dict[str, tuple[dict[str, Any], str, dict[str, str]]] = {
-    "instruction": ({"instruction": "say", "input": "loud", "output": "ok"}, "instruction", {}),
-    "target": (
-        {"instruction": "say", "input": "x", "target": "ok"},
-        "instruction",
-        {"output": "target"},
-    ),
-    "prompt": ({"prompt": "say", "completion": "ok"}, "prompt_completion", {}),
-    "gsm8k": ({"question": "1 + 1?", "answer": "2"}, "prompt_completion", {}),
-    "system": (
-        {"system": "be brief", "prompt": "say", "response": "ok"},
-        "prompt_completion",
-        {},
-    ),
-    "messages": ({"messages": TURNS}, "messages", {}),
-    "sharegpt": ({"conversations": SHARED, "id": 3}, "messages", {}),
-    "dialogue": ({"dialogue": TURNS}, "messages", {"messages": "dialogue"}),
-    "trl": ({"prompt": TURNS[:1], "completion": TURNS[1:]}, "prompt_completion", {}),
-    "sentence": (
-        {"idx": 1, "sentence": "say", "label": "ok"},
-        "prompt_completion",
-        {"prompt": "sentence", "completion": "label"},
-    ),
-    "unknown": (
-        {"Frage": "say", "Antwort": "ok", "n": 1},
-        "prompt_completion",
-        {"prompt": "Frage", "completion": "Antwort"},
-    ),
-    "half known": (
-        {"Frage": "say", "answer": "ok"},
-        "prompt_completion",
-        {"prompt": "Frage", "completion": "answer"},
-    ),
-}
-
-
-def write(path: Path, rows: Rows) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
-
-
-@pytest.fixture(scope="module")
-def template(llama_base: Path) -> Template:
-    from anchortune.config import ModelSection
-
-    return Template(load_tokenizer(ModelSection(path=str(llama_base))))
-
+from tests.setup.conftest import write
 
 Make = Callable[..., Wish]
 
@@ -107,93 +49,6 @@ def wish(
         return Wish(**(known | given))
 
     return make
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_of_rows_is_read_as_a_run_reads_it(
-    tmp_path: Path, template: Template, layout: str
-) -> None:
-    row, kind, columns = LAYOUTS[layout]
-    path = write(tmp_path / "d.jsonl", [row] * 4)
-    found = look_at_data(path, {}, template)
-    assert found.report.format == kind
-    assert found.section == DataSection(path=path, columns=columns)
-    assert found.guessed == bool(columns)
-    conversations, _ = load_source(found.section, seed=1)
-    assert [turn["role"] for turn in conversations[0].messages][-2:] == ["user", "assistant"]  # type: ignore[union-attr]
-    assert found.lengths == [len(template.encode(conversations[0].messages, 999)[0].input_ids)] * 4  # type: ignore[union-attr]
-
-
-@pytest.mark.parametrize(
-    ("row", "said"),
-    [
-        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "anchortune align with method: dpo"),
-        ({"sentence": "a", "label": 1}, "'label' holds a number in each row"),
-        ({"a": "x", "b": "y", "c": "z"}, "--column prompt=NAME --column completion=NAME"),
-        ({"prompt": "a"}, "--column prompt=NAME"),
-        ({"prompt": "a", "completion": " "}, "4 of 4 rows cannot be used"),
-    ],
-)
-def test_rows_that_mean_nothing_are_refused_with_the_mend(
-    tmp_path: Path, template: Template, row: dict[str, Any], said: str
-) -> None:
-    path = write(tmp_path / "d.jsonl", [row] * 4)
-    with pytest.raises(DataError) as caught:
-        look_at_data(path, {}, template)
-    assert said in str(caught.value)
-    assert str(caught.value).startswith(path)
-
-
-def test_every_kind_of_file_is_read(tmp_path: Path, template: Template) -> None:
-    import pyarrow
-    import pyarrow.parquet
-
-    rows = [{"question": f"q {i}", "answer": f"a {i}"} for i in range(3)]
-    lines = ["question,answer", *(f"{row['question']},{row['answer']}" for row in rows)]
-    (tmp_path / "d.csv").write_text("\ufeff" + "\r\n".join(lines), encoding="utf-8")
-    (tmp_path / "d.json").write_text(json.dumps(rows))
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "d.parquet")
-    write(tmp_path / "d.jsonl", rows)
-    found = [look_at_data(str(tmp_path / f"d.{kind}"), {}, template).lengths
-             for kind in ("csv", "json", "parquet", "jsonl")]  # fmt: skip
-    assert found[0] == found[1] == found[2] == found[3]
-
-
-@pytest.mark.parametrize(
-    ("make", "targets", "narrow"),
-    [(tiny.tiny_phi3, ["qkv_proj"], 64), (tiny.tiny_gpt2, ["c_attn"], 96)],
-)
-def test_the_attention_is_found_by_what_the_architecture_calls_it(
-    tmp_path: Path, make: Callable[..., Path], targets: list[str], narrow: int
-) -> None:
-    found = look_at_model(str(make(tmp_path / "m", tokenizer=True)))
-    assert (found.targets, narrowest(found), found.base) == (targets, narrow, None)
-    assert set(targets) < set(found.linear)
-
-
-def test_a_model_that_speaks_no_chat_is_given_the_plain_template(tmp_path: Path) -> None:
-    folder = tiny.tiny_llama(tmp_path / "m")
-    tiny.tiny_tokenizer(folder, chat_template=None)
-    assert "no chat template, so plain (### Instruction" in look_at_model(str(folder)).chat_line()
-
-
-def test_columns_that_the_user_names_go_before_the_guess(
-    tmp_path: Path, template: Template
-) -> None:
-    path = write(tmp_path / "d.jsonl", [{"a": "x", "b": "y", "c": "z"}] * 4)
-    found = look_at_data(path, {"prompt": "c", "completion": "a"}, template)
-    assert (found.guessed, found.report.columns) == (False, {"prompt": "c", "completion": "a"})
-
-
-def test_of_many_rows_a_sample_is_counted_and_said(
-    tmp_path: Path, template: Template, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from anchortune.setup import rows
-
-    monkeypatch.setattr(rows, "COUNTED_ROWS", 5)
-    path = write(tmp_path / "d.jsonl", [{"prompt": "a" * i, "answer": "b"} for i in range(1, 21)])
-    found = look_at_data(path, {}, template)
-    assert (found.rows, found.counted, found.all_counted, found.sequences) == (20, 5, False, 20)
 
 
 def test_what_is_written_is_true_and_a_dry_run_passes(
@@ -338,56 +193,6 @@ def test_without_a_judge_of_harm_no_limit_is_set_on_it(
     assert [judge.name for judge in config.evaluate.judges] == ["refusal"]
     assert (config.screen, config.limits) == (None, None)
     assert any("no judge of harm is here" in note for note in written.notes)
-
-
-@pytest.mark.parametrize(
-    ("answers", "match"),
-    [
-        (["yes", "no"] * 10, "choice"),
-        (["3", "1,200", "#### 7"] * 5, "number"),
-        ([f"word{'n' * i}" for i in range(12)], "exact"),
-        (["a " * 40] * 4, None),
-    ],
-)
-def test_how_answers_are_matched_is_told_by_the_right_ones(
-    tmp_path: Path, template: Template, answers: list[str], match: str | None
-) -> None:
-    rows = [{"instruction": f"q {i}", "input": "", "output": a} for i, a in enumerate(answers)]
-    task, why = find_task(write(tmp_path / "t.jsonl", rows), {}, template.tokenizer)
-    assert (task.tree["match"] if task else None) == match
-    assert bool(why) == (match is None)
-
-
-def test_the_one_column_of_texts_is_that_of_the_prompts(tmp_path: Path) -> None:
-    bad = write(tmp_path / "bad.jsonl", [{"n": i, "request": f"misdeed {i}"} for i in range(4)])
-    good = write(tmp_path / "good.jsonl", [{"prompt": f"nice {i}", "x": "y"} for i in range(3)])
-    [harm], [benign], notes = find_sets([bad], [good])
-    assert harm.tree == {"path": bad, "column": "request"}
-    assert benign.tree == {"path": good, "benign": True}
-    assert (harm.prompts, benign.prompts, notes) == (4, 3, [])
-    two = write(tmp_path / "two.jsonl", [{"a": "x", "b": "y"}])
-    with pytest.raises(AnchortuneError, match="name theirs in column"):
-        find_sets([two], [])
-
-
-@pytest.mark.parametrize("limit", [0.03, 0.05, 0.1])
-def test_the_fewest_prompts_are_those_of_the_gates_interval(limit: float) -> None:
-    least = least_prompts(limit)
-    assert tango(0, 0, least)[1] <= limit < tango(0, 0, least - 1)[1]
-
-
-@pytest.mark.parametrize(
-    "value",
-    ["1e5", "yes", "a: b # c", "é\n\u202e", "", "~", "0x1", "- a", [1e-3, "no"], {"on": "5e-5"}],
-)
-def test_what_is_written_is_read_back(value: Any) -> None:
-    from anchortune.config_io import parse_yaml
-
-    page = Page()
-    page.put("key", value, "a comment\n#: \u202e" + "x" * 200)
-    assert parse_yaml(page.text(), "p") == {"key": value}
-    assert parse_yaml(f"[{scalar(value)}]", "p") == [value]
-    assert "\u202e" not in plain("\u202e")
 
 
 def test_the_command(wish: Make, tmp_path: Path, llama_base: Path, llama_adapter: Path) -> None:
