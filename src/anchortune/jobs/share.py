@@ -16,7 +16,7 @@ from anchortune.checkpoints.source import network_errors
 from anchortune.errors import JobError
 from anchortune.files import is_temporary, parse_json
 from anchortune.report.card import CARD_FILE, CardOptions, card
-from anchortune.report.card_source import ADAPTER_CONFIG, Made, as_a_run_writes_it
+from anchortune.report.card_source import ADAPTER_CONFIG, HUB_ID, Made, as_a_run_writes_it
 from anchortune.untrusted import stays_inside
 
 #: By suffix, what loading needs; the rest of a folder stays here.
@@ -142,7 +142,7 @@ def check_push(repo_id: str, model: str | None, base_id: str | None) -> None:
     _check_names(repo_id, base_id)
     if model is None or base_id is not None:
         return
-    if Path(model).expanduser().exists() or not _REPO.fullmatch(model):
+    if Path(model).expanduser().exists() or not HUB_ID.fullmatch(model):
         raise JobError(f"the adapter would belong on {model}, {_NOWHERE}")
 
 
@@ -150,7 +150,10 @@ def _check_names(repo_id: str, base_id: str | None) -> None:
     if not _REPO.fullmatch(repo_id):
         raise JobError(f"'{repo_id}' is no repository of the Hub; give it as org/name.")
     if base_id is not None and not _REPO.fullmatch(base_id):
-        raise JobError(f"--base-id '{base_id}' is no model of the Hub; give it as org/name.")
+        raise JobError(
+            f"--base-id '{base_id}' is no model of the Hub; give it as org/name, as its page there "
+            "is headed (gpt2 is openai-community/gpt2)."
+        )
 
 
 def _is_wanted(name: str) -> bool:

@@ -178,18 +178,26 @@ def _named(base: Base, options: CardOptions) -> str:
 
 def _load(made: Made, options: CardOptions) -> str:
     base, place = made.base, json.dumps(options.name or _place(made))
+    trust = ", trust_remote_code=True" if _runs_code(made) else ""
     code = ["from transformers import AutoModelForCausalLM, AutoTokenizer"]
     if made.part == "model":
-        code += ["", f"model = AutoModelForCausalLM.from_pretrained({place})"]
+        code += ["", f"model = AutoModelForCausalLM.from_pretrained({place}{trust})"]
     else:
         code.insert(0, "from peft import PeftModel")
-        code += ["", f"model = AutoModelForCausalLM.from_pretrained({_start(made, options)})"]
+        start = _start(made, options) + trust
+        code += ["", f"model = AutoModelForCausalLM.from_pretrained({start})"]
         if made.part == "adapter" and base is not None and base.adapter is not None:
             adapter = json.dumps(name_for_records(str(base.adapter.get("path"))))
             code += [f"model = PeftModel.from_pretrained(model, {adapter}).merge_and_unload()"]
         code.append(f"model = PeftModel.from_pretrained(model, {place})")
-    code.append(f"tokenizer = AutoTokenizer.from_pretrained({place})")
+    code.append(f"tokenizer = AutoTokenizer.from_pretrained({place}{trust})")
     parts = ["## Load it", _fenced("\n".join(code), "python")]
+    if trust:
+        parts.append(
+            "The run was allowed to run Python code that comes with the base, and "
+            "`trust_remote_code=True` runs it on your machine: read it first. Other programs have "
+            "to be told so too, as vLLM with `--trust-remote-code`."
+        )
     if made.system_prompt is not None:
         parts += [
             "It was trained and measured with this system prompt before every conversation, and "
@@ -202,6 +210,14 @@ def _load(made: Made, options: CardOptions) -> str:
             "and Ollama, convert it with `convert_lora_to_gguf.py --base` and the base's folder."
         )
     return "\n\n".join(parts)
+
+
+def _runs_code(made: Made) -> bool:
+    """Whether the run was allowed to run Python code that comes with what it started from."""
+    config = made.record.config
+    start = "base" if (made.record.inputs.get("defence") or {}).get("base") else "model"
+    section = config.get(start)
+    return isinstance(section, dict) and section.get("trust_remote_code") is True
 
 
 def _place(made: Made) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from anchortune.evaluation.results import Measure
-from anchortune.report.card_source import Made
+from anchortune.report.card_source import HUB_ID, Made
 from anchortune.report.words import measure_name, shown, span
 
 #: Licences that the Hub knows by these names; of another, it wants ``other`` and a name.
@@ -33,7 +33,6 @@ _METRICS = {
     "over_refusal": "over_refusal",
     "coherence": "coherence",
 }
-_DATASET = re.compile(r"[\w.-]+/[\w.-]+")
 _FILES = (".json", ".jsonl", ".csv", ".parquet", ".txt")
 
 
@@ -89,8 +88,8 @@ def _licence(made: Made) -> str | None:
 def _datasets(made: Made) -> Iterator[str]:
     for source in (made.record.inputs.get("data") or {}).get("sources") or []:
         path = str(source["path"])
-        # A file has a suffix that we read; what else has one slash was read from the Hub.
-        if _DATASET.fullmatch(path) and not path.lower().endswith(_FILES):
+        # A file has a suffix that we read; what else looks like an id was read from the Hub.
+        if HUB_ID.fullmatch(path) and not path.lower().endswith(_FILES):
             yield path
 
 

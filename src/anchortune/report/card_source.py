@@ -24,7 +24,8 @@ Part = Literal["adapter", "adapter-on-base", "model"]
 PARTS: tuple[Part, ...] = ("adapter-on-base", "adapter", "model")
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _RELEASE = "release.json"
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+#: The Hub's oldest models have no organisation in front, as gpt2.
+HUB_ID = re.compile(r"(?:[\w.-]+/)?[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Base:
     @property
     def hub_id(self) -> str | None:
         """Where it lies on the Hub; None for a folder, a file or a package."""
-        return self.path if self.revision and _HUB_ID.fullmatch(self.path) else None
+        return self.path if self.revision and HUB_ID.fullmatch(self.path) else None
 
 
 @dataclass(frozen=True)
