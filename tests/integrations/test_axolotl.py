@@ -7,19 +7,14 @@ axolotl pins other versions than ours, so these run in an environment of their o
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 
-from anchortune import Anchor
-from tests.tiny import tiny_llama
+from tests.integrations.host import SECTION, start, tiny_pair
 
 pytest.importorskip("axolotl", reason="axolotl is not installed; see axolotl-requirements.txt")
 pytestmark = pytest.mark.slow
@@ -29,11 +24,7 @@ PLUGIN = "anchortune.integrations.axolotl.AnchortunePlugin"
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny pair, its anchor and rows to train on."""
-    folder = tmp_path_factory.mktemp("axolotl")
-    for seed, name in enumerate(("base", "aligned")):
-        tiny_llama(folder / name, seed, dtype=torch.float32, tokenizer=True)
-    pair = {name: str(folder / name) for name in ("base", "aligned")}
-    Anchor.from_checkpoints(**pair, rank=4).save(folder / "anchor.safetensors")
+    folder = tiny_pair(tmp_path_factory.mktemp("axolotl"))
     rows = [
         {
             "messages": [
@@ -52,7 +43,7 @@ def run(place: Path, name: str, **changes: Any) -> tuple[int, str]:
     config: dict[str, Any] = {
         "base_model": str(place / "aligned"),
         "plugins": [PLUGIN],
-        "anchortune": {"anchor": str(place / "anchor.safetensors"), "lam": 10.0},
+        "anchortune": SECTION,
         "datasets": [
             {"path": str(place / "rows.jsonl"), "type": "chat_template", "ds_type": "json"}
         ],
@@ -79,22 +70,7 @@ def run(place: Path, name: str, **changes: Any) -> tuple[int, str]:
     }
     path = place / f"{name}.yaml"
     path.write_text(yaml.safe_dump({**config, **changes}))
-    done = subprocess.run(
-        [sys.executable, "-m", "axolotl.cli.train", str(path)],
-        cwd=place,
-        env={
-            **os.environ,
-            "AXOLOTL_DO_NOT_TRACK": "1",
-            "CUDA_VISIBLE_DEVICES": "",
-            "PYTHONPATH": os.pathsep.join([str(place), *sys.path]),
-        },
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    return done.returncode, done.stdout
+    return start(place, "-m", "axolotl.cli.train", str(path), AXOLOTL_DO_NOT_TRACK="1")
 
 
 def shares(told: str) -> list[float]:
@@ -106,9 +82,7 @@ def test_the_penalty_acts_in_axolotls_own_trainer(place: Path) -> None:
     code, told = run(place, "held")
     assert code == 0, told[-3000:]
     assert (place / "held" / "adapter_model.safetensors").is_file()
-    free_code, free = run(
-        place, "free", anchortune={"anchor": str(place / "anchor.safetensors"), "lam": 0.0}
-    )
+    free_code, free = run(place, "free", anchortune=SECTION | {"lam": 0.0})
     assert free_code == 0, free[-3000:]
     held_share, free_share = shares(told)[-1], shares(free)[-1]
     assert len(shares(told)) >= 9  # each step is logged

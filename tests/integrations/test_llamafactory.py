@@ -7,19 +7,14 @@ It pins other versions than ours, so these run in an environment of their own:
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 
-from anchortune import Anchor
-from tests.tiny import tiny_llama
+from tests.integrations.host import SECTION, start, tiny_pair
 
 pytest.importorskip(
     "llamafactory", reason="llamafactory is not installed; see llamafactory-requirements.txt"
@@ -30,11 +25,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny pair, its anchor and rows to train on."""
-    folder = tmp_path_factory.mktemp("llamafactory")
-    for seed, name in enumerate(("base", "aligned")):
-        tiny_llama(folder / name, seed, dtype=torch.float32, tokenizer=True)
-    pair = {name: str(folder / name) for name in ("base", "aligned")}
-    Anchor.from_checkpoints(**pair, rank=4).save(folder / "anchor.safetensors")
+    folder = tiny_pair(tmp_path_factory.mktemp("llamafactory"))
     rows = [
         {"instruction": f"say number {i} again", "input": "", "output": f"{i} it is"}
         for i in range(40)
@@ -77,26 +68,12 @@ def run(place: Path, name: str, *command: str, **changes: Any) -> tuple[int, str
         "logging_steps": 1,
         "report_to": "none",
         "seed": 1,
-        "anchortune": {"anchor": str(place / "anchor.safetensors"), "lam": 10.0},
+        "anchortune": SECTION,
     }
     path = place / f"{name}.yaml"
     path.write_text(yaml.safe_dump({k: v for k, v in {**config, **changes}.items() if v != ""}))
-    done = subprocess.run(
-        [sys.executable, *(command or ("-m", "anchortune.integrations.llamafactory")), str(path)],
-        cwd=place,
-        env={
-            **os.environ,
-            "CUDA_VISIBLE_DEVICES": "",
-            "DISABLE_VERSION_CHECK": "1",
-            "PYTHONPATH": os.pathsep.join(sys.path),
-        },
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    return done.returncode, done.stdout
+    words = command or ("-m", "anchortune.integrations.llamafactory")
+    return start(place, *words, str(path), DISABLE_VERSION_CHECK="1")
 
 
 def logged(place: Path, name: str) -> list[dict[str, Any]]:
@@ -110,9 +87,7 @@ def test_the_penalty_acts_in_its_own_sft(place: Path) -> None:
     assert code == 0, told[-3000:]
     assert (place / "held" / "adapter_model.safetensors").is_file()
     assert "AsFT penalty attached to CustomSeq2SeqTrainer" in told
-    free_code, free = run(
-        place, "free", anchortune={"anchor": str(place / "anchor.safetensors"), "lam": 0.0}
-    )
+    free_code, free = run(place, "free", anchortune=SECTION | {"lam": 0.0})
     assert free_code == 0, free[-3000:]
     held, without = logged(place, "held"), logged(place, "free")
     assert len(held) == len(without) == 10
