@@ -99,12 +99,13 @@ def test_other_libraries_draw_bars_on_a_terminal_only(
     assert {name in os.environ for name in root._NO_BARS} == {not terminal}
 
 
-def complete(line: str, shell: str = "bash") -> list[str]:
+def complete(line: str, shell: str = "bash", between: str = " ") -> list[str]:
     """What a shell is told to offer for the last word of ``line``."""
     words = line.split(" ")
-    asked = {"COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1), "_TYPER_COMPLETE_ARGS": line}
+    asked = {"COMP_WORDS": between.join(words), "COMP_CWORD": str(len(words) - 1)}
     asked |= {
         "_ANCHORTUNE_COMPLETE": f"complete_{shell}",
+        "_TYPER_COMPLETE_ARGS": line,
         "_TYPER_COMPLETE_FISH_ACTION": "get-args",
     }
     runner = CliRunner()
@@ -120,8 +121,13 @@ def complete(line: str, shell: str = "bash") -> list[str]:
         ("anchortune train c.yaml --dr", ["--dry-run"]),
         ("anchortune project a --method s", ["safe-lora", "subspace"]),
         ("anchortune screen d.jsonl --judge built", ["builtin"]),
+        ("anchortune init --judge built", ["builtin"]),
         ("anchortune anchor build --device ", ["auto", "cpu", "cuda"]),
-        ("anchortune train c.yaml --set penalty.op", ["penalty.operator="]),
+        ("anchortune train c.yaml --set penalty.lam", ["penalty.lam=", "penalty.lam_inside="]),
+        (
+            "anchortune train c.yaml --set machine.dty",
+            [f"machine.dtype={name}" for name in ("auto", "float32", "bfloat16", "float16")],
+        ),
         ("anchortune align c.yaml --set method=", ["method=sft", "method=dpo", "method=grpo"]),
         ("anchortune run j.yaml --set limits.max_harm_in", ["limits.max_harm_increase="]),
         ("anchortune train c", []),  # a file: the shell's own
@@ -129,6 +135,43 @@ def complete(line: str, shell: str = "bash") -> list[str]:
 )
 def test_tab_completes(line: str, offered: list[str]) -> None:
     assert complete(line) == offered
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("align c.yaml --set method =", ["sft", "dpo", "grpo"]),
+        ("align c.yaml --set method = d", ["dpo"]),
+        (
+            "train c.yaml --set penalty.lam = auto --set seed = --set machine.dtype = b",
+            ["bfloat16"],
+        ),
+        ("align c.yaml --set method=d", ["method=dpo"]),  # without = in COMP_WORDBREAKS
+        ("screen d.jsonl --judge = built", ["builtin"]),
+        ("align c.yaml --set = method = d", ["dpo"]),
+        ("align c.yaml --set method = dpo --dry", ["--dry-run"]),
+        ("align c.yaml --set method = dpo --set learn_som", []),
+    ],
+)
+def test_bash_takes_words_apart_at_an_equals_sign(words: str, offered: list[str]) -> None:
+    assert complete(f"anchortune {words}", between="\n") == offered
+
+
+def test_typers_script_for_bash_completes_a_setting(tmp_path: Path) -> None:
+    """In the bash that is here, called as readline calls it."""
+    program = tmp_path / "anchortune"
+    code = "from anchortune.cli.app import main; main()"
+    program.write_text(f"#!{sys.executable}\n{code}\n", encoding="utf-8")
+    program.chmod(0o755)
+    script = """eval "$(anchortune --show-completion bash)"
+        COMP_WORDS=(anchortune align c.yaml --set method = d); COMP_CWORD=6
+        _anchortune_completion anchortune; printf '%s\\n' "${COMPREPLY[@]}" """
+    named = {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    done = subprocess.run(
+        ["bash", "--norc", "-c", script], capture_output=True, text=True, check=True,
+        env=os.environ | named | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+    )  # fmt: skip
+    assert done.stdout == "dpo\n"
 
 
 def test_tab_completes_in_zsh_and_fish() -> None:

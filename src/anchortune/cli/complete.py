@@ -5,6 +5,7 @@ Nothing is imported before Tab is pressed. File names and commands the shell and
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from importlib import import_module
 from typing import Any, Literal, get_args, get_origin
@@ -21,6 +22,8 @@ _CONFIGS = {
     "sweep": ("anchortune.jobs.sweep_config", "SweepConfig"),
     "train": ("anchortune.config", "TrainConfig"),
 }
+#: What lies before the ``=`` at which bash took the last word apart, one of ``COMP_WORDBREAKS``.
+_KEY = "_ANCHORTUNE_COMPLETE_KEY"
 
 
 def judges(incomplete: str) -> list[str]:
@@ -37,14 +40,54 @@ def devices(ctx: typer.Context, incomplete: str) -> list[str]:
 
 
 def settings(ctx: typer.Context, incomplete: str) -> list[str]:
-    """``key.path=`` of the command's config; behind the sign the values, where they are few."""
+    """``key.path=`` of the command's config, or ``key.path=value`` where that is the only key left.
+
+    Of a key whose values are few, bash would else put a space behind the sign.
+    """
     module, name = _CONFIGS[ctx.info_name or ""]
     found = dict(_keys(getattr(import_module(module), name)))
-    key, equals, _ = incomplete.partition("=")
-    told = (
-        [f"{key}={value}" for value in found.get(key, ())] if equals else [f"{k}=" for k in found]
-    )
+    apart = os.environ.get(_KEY)
+    key, equals, _ = (apart, "=", "") if apart else incomplete.partition("=")
+    if not equals:
+        keys = [name for name in found if name.startswith(incomplete)]
+        if len(keys) != 1 or not found[keys[0]]:
+            return [f"{name}=" for name in keys]
+        key = keys[0]
+    values = found.get(key, [])
+    told = values if apart else [f"{key}={value}" for value in values]
     return [text for text in told if text.startswith(incomplete)]
+
+
+def join_words() -> None:
+    """Puts together what bash took apart: to it ``--set method=s`` is four words, of which ``=``.
+
+    What typer's script hands over is changed in the environment, from which typer reads it. Of the
+    last word bash completes what lies behind the sign, so the key before it goes by another way.
+    """
+    os.environ.pop(_KEY, None)
+    words = os.environ.get("COMP_WORDS", "").split("\n")
+    words = words[: int(os.environ.get("COMP_CWORD") or 0) + 1]
+    if os.environ.get("_ANCHORTUNE_COMPLETE") != "complete_bash" or "=" not in words:
+        return
+    joined: list[str] = []
+    behind = False  # the sign of a setting
+    for index, word in enumerate(words, 1):
+        if word == "=" and joined:
+            behind = not joined[-1].startswith("--")
+            joined[-1] += "=" if behind else ""
+        elif behind and word and not word.startswith("--"):
+            joined[-1] += word
+            behind = index == len(words)
+        else:
+            joined.append(word)
+            behind = False
+    if behind:
+        os.environ[_KEY], _, last = joined.pop().partition("=")
+        joined.append(last)
+    elif words[-1] == "=":
+        joined.append("")
+    os.environ["COMP_WORDS"] = "\n".join(joined)
+    os.environ["COMP_CWORD"] = str(len(joined) - 1)
 
 
 def _keys(model: Any, above: str = "") -> Iterator[tuple[str, list[str]]]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from typer.core import TyperGroup
 
+from anchortune.cli.complete import join_words
 from anchortune.cli.say import say
 from anchortune.deprecations import with_new_options
 
@@ -20,6 +21,11 @@ class Group(TyperGroup):
 
     #: Whether what is read begins with a command's name, so that no option can be in it.
     _bare = False
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Reads the command line and runs what it says, or answers a shell that completes it."""
+        join_words()
+        return super().main(*args, **options)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Writes the list of commands into a help."""

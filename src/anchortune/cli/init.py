@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from anchortune.cli.complete import judges
 from anchortune.cli.say import say, say_json
 from anchortune.cli.train import AsJson
 
@@ -50,7 +51,10 @@ def init(
     ] = None,
     judge: Annotated[
         list[str] | None,
-        typer.Option(help="A judge's name, or its section in YAML; unset: those that are here."),
+        typer.Option(
+            help="A judge's name, or its section in YAML; unset: those that are here.",
+            autocompletion=judges,
+        ),
     ] = None,
     column: Annotated[
         list[str] | None,
@@ -81,7 +85,7 @@ def init(
         if not equals or not field.strip() or not name:
             raise ConfigError(f"--column {item}: expected FIELD=NAME, e.g. prompt=question.")
         columns[field.strip()] = name
-    judges = [read_judge(text) for text in judge or []]
+    asked = [read_judge(text) for text in judge or []]
     log_to_stderr()
 
     from anchortune.setup.draft import summary_of
@@ -97,7 +101,7 @@ def init(
         harm=harm or [],
         benign=benign or [],
         test=test or [],
-        judges=judges,
+        judges=asked,
         columns=columns,
         train=train,
         force=force,
