@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from anchortune import progress as module
-from anchortune.progress import duration, progress
+from anchortune.progress import counted, duration, progress
 
 
 def test_lines_with_the_time_left_off_a_terminal(
@@ -97,6 +97,22 @@ def test_a_terminal_that_cannot_redraw_gets_lines(monkeypatch: pytest.MonkeyPatc
     with progress("plain", 1) as tell:
         tell(1)
     assert not {"\x1b", "\r"} & set(screen.getvalue())
+
+
+def test_of_what_takes_a_moment_nothing_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    with caplog.at_level(logging.INFO, "anchortune"):
+        assert list(counted("few", {"a": 1, "b": 2})) == ["a", "b"]
+        assert caplog.records == []
+        for _ in counted("many", range(4)):
+            now[0] += 10
+    assert [record.message for record in caplog.records] == [
+        "many: 2 of 4, about 20 s left",
+        "many: 4 done in 40 s",
+    ]
 
 
 def test_durations() -> None:

@@ -6,8 +6,9 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Collection, Iterator
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from anchortune.untrusted import cell
 
@@ -17,6 +18,7 @@ logger = logging.getLogger(__name__)
 _EVERY_S = 15.0
 #: What is told of now: a loop within it is part of that, and its bar would overwrite the first.
 _shown: list[Progress] = []
+T = TypeVar("T")
 
 
 class Progress:
@@ -29,10 +31,14 @@ class Progress:
         label: what is going on, ``advbench of sft``.
         total: how many there are; None: not known yet, see ``__call__``.
         done: how many were done before, which says nothing about the time that the rest takes.
+        brief: mostly it takes a moment, so the log is told of its end only where it took longer.
     """
 
-    def __init__(self, label: str, total: int | None = None, *, done: int = 0) -> None:
+    def __init__(
+        self, label: str, total: int | None = None, *, done: int = 0, brief: bool = False
+    ) -> None:
         self._label = label
+        self._brief = brief
         self._total = total
         self._before = self._done = done
         self._note = ""
@@ -70,8 +76,10 @@ class Progress:
             self._bar.stop()
             self._bar = None
         elif self._total and self._before < self._total <= self._done:
-            took = duration(time.monotonic() - self._started)
-            logger.info("%s: %d done in %s%s", self._label, self._done, took, self._note)
+            took_s = time.monotonic() - self._started
+            if not self._brief or took_s >= _EVERY_S:
+                took = duration(took_s)
+                logger.info("%s: %d done in %s%s", self._label, self._done, took, self._note)
 
     def __call__(self, done: int, *, total: int | None = None, note: str | None = None) -> None:
         """Says how far it is.
@@ -108,6 +116,14 @@ def progress(label: str, total: int | None = None, *, done: int = 0) -> Progress
     Use it in a ``with`` statement, and call what that gives with how many are done.
     """
     return Progress(label, total, done=done)
+
+
+def counted(label: str, items: Collection[T]) -> Iterator[T]:
+    """``items``, one after the other; a loop over them that takes long tells how far it is."""
+    with Progress(label, len(items), brief=True) as tell:
+        for done, item in enumerate(items, 1):
+            yield item
+            tell(done)
 
 
 def on_terminal() -> bool:

@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from anchortune import progress
 from anchortune.adapter.merge import merge_adapter
 from anchortune.adapter.update import read_update
 from anchortune.anchor.anchor import Anchor
@@ -163,6 +165,18 @@ def test_the_result_lies_beside_the_adapter_and_json_is_the_record(
     again = run("project", made, "--method", "csulora", "--anchor", anchor)
     assert again.code == 2
     assert f"{out} is there already and is not written over; name another with -o" in again.err
+
+
+def test_a_long_mend_tells_how_far_it_is(
+    run: Run, tmp_path: Path, adapter: Path, anchor: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("project", adapter, "--method", "subspace", "--anchor", anchor, "-o")
+    assert "modules:" not in run(*words, tmp_path / "quick").err
+    clock = count(step=20)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(clock)))
+    told = run(*words, tmp_path / "slow").err
+    for label in ("comparing", "projecting", "measuring"):
+        assert f"{label} modules: 1 of 4, about" in told
 
 
 def test_one_method_after_another(run: Run, tmp_path: Path, adapter: Path, anchor: Path) -> None:

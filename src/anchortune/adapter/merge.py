@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from anchortune.adapter.compose import CONFIG, WEIGHTS
 from anchortune.checkpoints.adapter_config import read_adapter_config
 from anchortune.checkpoints.tensor_file import read_header
 from anchortune.errors import CheckpointError
+from anchortune.progress import Progress
 
 
 def locate_adapter(adapter: str | Path) -> tuple[Path, str | None]:
@@ -136,7 +139,8 @@ def merge_adapter(model: Any, adapter: str | Path) -> Any:
             raise ValueError(
                 f"{other[0]} is {'only in the file' if other[0] in held else 'missing'}"
             )
-        merged = wrapped.merge_and_unload(safe_merge=True).to(dtype)
+        with _told(wrapped, adapter):
+            merged = wrapped.merge_and_unload(safe_merge=True).to(dtype)
     except Exception as error:  # what PEFT raises on a broken adapter shares no base class
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise CheckpointError(
@@ -147,3 +151,30 @@ def merge_adapter(model: Any, adapter: str | Path) -> Any:
     for name, parameter in merged.named_parameters():
         parameter.requires_grad_(name in trained)
     return merged
+
+
+@contextlib.contextmanager
+def _told(wrapped: Any, adapter: str | Path) -> Iterator[None]:
+    """Tells how many of the layers are merged, for PEFT's own bar draws into files as well."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [layer for layer in wrapped.modules() if isinstance(layer, BaseTunerLayer)]
+    merged = 0
+
+    def counting(merge: Callable[..., None]) -> Callable[..., None]:
+        def merge_and_tell(*args: Any, **options: Any) -> None:
+            nonlocal merged
+            merge(*args, **options)
+            merged += 1
+            tell(merged)
+
+        return merge_and_tell
+
+    with Progress(f"merging {Path(adapter).name}", len(layers), brief=True) as tell:
+        for layer in layers:
+            vars(layer)["merge"] = counting(layer.merge)
+        try:
+            yield
+        finally:
+            for layer in layers:
+                del vars(layer)["merge"]

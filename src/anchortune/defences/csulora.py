@@ -9,6 +9,7 @@ from anchortune.defences.against import factors_beside, given
 from anchortune.defences.base import Anchors, Defence, Need
 from anchortune.maths.lowrank import Update
 from anchortune.maths.split import closest, relative_shrinkage, split
+from anchortune.progress import counted
 
 
 class CsuLora(CsuLoraSection, Defence):
@@ -30,7 +31,7 @@ class CsuLora(CsuLoraSection, Defence):
         """
         factors = factors_beside(update, given(anchors.aligned, self.label), self.rank)
         found = {}
-        for name, part in update.items():
+        for name, part in counted("shrinking modules", update.items()):
             parts = split(part, factors[name].left, factors[name].right)
             found[name] = closest(parts, relative_shrinkage(parts.energies(), self.strength))
         return found

@@ -12,6 +12,7 @@ from anchortune.defences.against import factors_beside, given
 from anchortune.defences.base import Anchors, Defence, Need
 from anchortune.maths.factors import Factors, gram_eigenvalues
 from anchortune.maths.lowrank import LowRank, Update
+from anchortune.progress import counted
 
 #: Of the authors' code, where neither a threshold nor a number is given.
 DEFAULT_MODULES = 10
@@ -38,7 +39,7 @@ class SafeLora(SafeLoraSection, Defence):
         factors = factors_beside(update, given(anchors.aligned, self.label), self.rank)
         return {
             name: _cosine(part, self._projected(part, factors[name]))
-            for name, part in update.items()
+            for name, part in counted("comparing modules", update.items())
         }
 
     def chosen(self, cosines: dict[str, float]) -> list[str]:
@@ -59,7 +60,7 @@ class SafeLora(SafeLoraSection, Defence):
         chosen = set(self.chosen(self.cosines(moved, anchors)))
         return {
             name: self._projected(part, factors[name]) if name in chosen else part
-            for name, part in update.items()
+            for name, part in counted("projecting modules", update.items())
         }
 
     def _projected(self, part: LowRank, factors: Factors) -> LowRank:

@@ -26,6 +26,7 @@ from anchortune.maths.factors import Factors
 from anchortune.maths.lowrank import LowRank, Update, add
 from anchortune.maths.split import split
 from anchortune.models.load import load_skeleton
+from anchortune.progress import counted
 from anchortune.record import RECORD_FILE, Record, now, platform_facts, versions, write_record
 from anchortune.training.defended import result_files
 from anchortune.untrusted import stays_inside
@@ -238,7 +239,7 @@ def measure(update: Update, mended: Update, anchor: Anchor | None, method: Defen
     told = cosines(update, Anchors(aligned=anchor)) if cosines is not None else {}
     by_module: dict[str, dict[str, Any]] = {}
     squared_change = 0.0
-    for name, part in mended.items():
+    for name, part in counted("measuring modules", mended.items()):
         was = update.get(name)
         changed = was is not part
         squared_change += _change(was, part) ** 2 if changed else 0.0
