@@ -1,4 +1,4 @@
-"""What stands round the package: the action, the container file, the bounds."""
+"""What stands round the package: the container file, the bounds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.report import made_up
 from tests.test_layout import ORDER
 
 if sys.version_info >= (3, 11):
@@ -22,88 +21,6 @@ else:  # pragma: no cover
 
 ROOT = Path(__file__).parents[1]
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
-ACTION = yaml.safe_load((ROOT / "action.yml").read_text(encoding="utf-8"))
-
-
-# The action
-
-
-@pytest.fixture(scope="module")
-def record(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return made_up.write(tmp_path_factory.mktemp("action") / "eval")
-
-
-def act(folder: Path, **inputs: str) -> tuple[int, str, str, str]:
-    """(exit code, decision, summary, what was printed) of the action's step, as GitHub runs it."""
-    step = ACTION["runs"]["steps"][-1]
-    bin_folder = folder / "bin"
-    bin_folder.mkdir()
-    program = bin_folder / "anchortune"
-    program.write_text(
-        f"#!{sys.executable}\nfrom anchortune.cli.app import main\nmain()\n", encoding="utf-8"
-    )
-    program.chmod(0o755)
-    given = {name: inputs.get(name, spec["default"]) for name, spec in ACTION["inputs"].items()}
-    values = {
-        name: re.sub(r"\$\{\{ inputs\.(\w+) \}\}", lambda m: given[m[1]], text)
-        for name, text in step["env"].items()
-    }
-    files = {"GITHUB_OUTPUT": folder / "output", "GITHUB_STEP_SUMMARY": folder / "summary"}
-    for file in files.values():
-        file.touch()
-    environment = os.environ | values | {name: str(file) for name, file in files.items()}
-    environment |= {"GITHUB_ACTIONS": "true", "PATH": f"{bin_folder}:{os.environ['PATH']}"}
-    environment |= {"PYTHONPATH": str(ROOT / "src")}
-    script = folder / "step.sh"
-    script.write_text(step["run"], encoding="utf-8")
-    shell = ["bash", "--noprofile", "--norc", "-eo", "pipefail", str(script)]
-    done = subprocess.run(shell, env=environment, cwd=folder, capture_output=True, text=True)
-    decision = files["GITHUB_OUTPUT"].read_text(encoding="utf-8")
-    summary = files["GITHUB_STEP_SUMMARY"].read_text(encoding="utf-8")
-    return done.returncode, decision.strip(), summary, done.stdout + done.stderr
-
-
-@pytest.mark.parametrize(
-    ("limits", "code", "decision"),
-    [
-        ("--max-harm-increase 0.1", 0, "passed"),
-        ("--max-harm 0.5\n--model sft\n", 3, "failed"),
-        ("--max-harm-increase 0.02", 4, "undecided"),
-        ("--max-harm 7; touch hacked", 2, "mistake"),
-    ],
-)
-def test_the_action_ends_as_the_gate_decided(
-    tmp_path: Path, record: Path, limits: str, code: int, decision: str
-) -> None:
-    done = act(tmp_path, record=str(record), limits=limits, junit="gate.xml")
-    assert done[0] == code, done
-    assert done[1] == f"decision={decision}"
-    heading, empty, *told = done[2].splitlines()
-    assert heading == f"### anchortune: {decision}"
-    assert empty == ""
-    assert told
-    assert all(line.startswith("    ") and "::" not in line[:8] for line in told)
-    assert (tmp_path / "gate.xml").is_file() == (code != 2)
-    assert not (tmp_path / "hacked").exists()
-
-
-@pytest.mark.parametrize(
-    "inputs", [{}, {"job": "a.yaml", "record": "b"}, {"limits": "--max-harm 1"}]
-)
-def test_the_action_wants_a_record_or_a_job(tmp_path: Path, inputs: dict[str, str]) -> None:
-    code, decision, _, told = act(tmp_path, **inputs)
-    assert (code, decision) == (2, "decision=mistake")
-    assert "give record with limits, or job alone" in told
-
-
-def test_the_action_runs_a_job(tmp_path: Path) -> None:
-    code, decision, summary, _ = act(tmp_path, job="no-such.yaml")
-    assert (code, decision) == (2, "decision=mistake")
-    assert "no-such.yaml: cannot read the config" in summary
-
-
-def test_no_input_is_pasted_into_a_script() -> None:
-    assert not [step for step in ACTION["runs"]["steps"] if "${{" in step["run"]]
 
 
 # The container file
