@@ -20,7 +20,6 @@ NOT_HERE = {
     "docs/howto/qlora.md": "CUDA",
     "docs/howto/many-gpus.md": "several devices and machines",
     "docs/quickstart.md": "`make quickstart` in `make full`; with another seed half an hour more",
-    "docs/tutorial.md": "ten minutes of a real model, whose output the page shows",
     "experiments/builtin-judge/README.md": "data sets that are fetched, and an hour",
 }
 PAGES = sorted(

@@ -15,8 +15,8 @@ import pytest
 from tests import tiny
 from tests.pages import runner
 
-#: Pages that run as they stand on a tiny model. Not these: the tutorial is minutes of a real one,
-#: ``qlora`` needs CUDA, ``many-gpus`` several devices and machines, ``index`` installs a package.
+#: Pages that run as they stand on a tiny model. Not these: ``qlora`` needs CUDA, ``many-gpus``
+#: several devices and machines, ``index`` installs a package.
 RUN = ["own-data", "own-judge", "own-task", "mend", "existing-script", "ci", "service"]
 #: Four prompts are too few for a gate.
 ENDS_IN = {"anchortune gate runs/release": 4}
