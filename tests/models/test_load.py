@@ -19,6 +19,29 @@ def test_a_folder_without_a_tokenizer_says_so(tmp_path: Path) -> None:
         load_tokenizer(ModelSection(path=str(model)))
 
 
+def test_a_tokenizer_of_special_tokens_only_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers 5.0 makes one up for a Hub id that has no tokenizer."""
+    import transformers
+    from tokenizers import Tokenizer, models
+
+    made = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.BPE(vocab={"<s>": 0, "<unk>": 1}, merges=[])),
+        bos_token="<s>",
+        unk_token="<unk>",
+    )
+    monkeypatch.setattr(
+        transformers.AutoTokenizer, "from_pretrained", lambda *args, **options: made
+    )
+    with pytest.raises(CheckpointError, match=r"org/model: there is no tokenizer in it"):
+        load_tokenizer(ModelSection(path="org/model"))
+    model = tiny.tiny_llama(tmp_path / "m", intermediate_size=64)
+    file = tiny.tiny_gguf(tmp_path / "m.gguf", model)
+    with pytest.raises(CheckpointError, match=r"m\.gguf: .* take a file that has one"):
+        load_tokenizer(ModelSection(path=str(file)))
+
+
 def test_in_16_bits_rotary_frequencies_stay_in_32(
     llama_base: Path, llama_adapter: Path, tmp_path: Path
 ) -> None:

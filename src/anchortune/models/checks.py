@@ -54,3 +54,30 @@ def check_shapes(label: str, folder: Path, skeleton: Any) -> None:
                 f"{label}: {name} is {list(held)} in its weights and {list(parameter.shape)} by "
                 "its config.json; get it again."
             )
+
+
+def without_tokenizer(folder: Path) -> bool:
+    """Whether a local folder holds none of the files that a tokenizer is read from."""
+    found = [path for sign in ("tokenizer*", "*.model", "vocab*") for path in folder.glob(sign)]
+    return folder.is_dir() and not found
+
+
+def knows_nothing(tokenizer: Any) -> bool:
+    """Whether a tokenizer has special tokens only: transformers 5.0 makes one out of no files."""
+    if len(tokenizer) > 100:
+        return False
+    special = {*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens}
+    return not set(tokenizer.get_vocab()) - special
+
+
+def no_tokenizer(label: str, gguf: str | None) -> CheckpointError:
+    """The error for a model that has none.
+
+    Args:
+        label: what the user calls the model.
+        gguf: the file's name, for a GGUF file.
+    """
+    mend = "save the model's own there, with tokenizer.save_pretrained"
+    if gguf is not None:
+        mend = "take a file that has one, or the model's folder"
+    return CheckpointError(f"{label}: there is no tokenizer in it; {mend}.")

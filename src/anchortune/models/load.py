@@ -27,7 +27,13 @@ from anchortune.config import LoraSection, MachineSection, ModelSection
 from anchortune.errors import CheckpointError, TrainingError
 from anchortune.files import is_temporary, sha256_file
 from anchortune.hardware import pick_device, pick_dtype
-from anchortune.models.checks import check_counts, check_shapes
+from anchortune.models.checks import (
+    check_counts,
+    check_shapes,
+    knows_nothing,
+    no_tokenizer,
+    without_tokenizer,
+)
 from anchortune.models.unpacked import (
     check_gguf,
     clear_quantisation,
@@ -169,10 +175,10 @@ def _quiet(place: Place) -> contextlib.AbstractContextManager[None]:
     return contextlib.nullcontext() if place.gguf is None else quiet()
 
 
-def _refused(section: ModelSection, error: Exception) -> CheckpointError:
+def _refused(section: ModelSection, error: Exception, what: str = "") -> CheckpointError:
     reason = str(error).strip().splitlines()
     detail = reason[0] if reason else type(error).__name__
-    return CheckpointError(f"{section.path}: cannot be loaded ({detail}).")
+    return CheckpointError(f"{section.path}: cannot be loaded ({what}{detail}).")
 
 
 def load_tokenizer(section: ModelSection) -> Any:
@@ -185,25 +191,19 @@ def load_tokenizer(section: ModelSection) -> Any:
 
     named = locate(section)
     place = _unpacked(named)
-    if named.gguf is not None and _without_tokenizer(Path(place.folder)):
-        place = named  # let transformers say why
+    bare = without_tokenizer(Path(place.folder))
+    if bare and named.gguf is None:
+        raise no_tokenizer(section.path, named.gguf)
+    place = named if bare else place  # let transformers say why
     options = {k: v for k, v in place.options.items() if k != "use_safetensors"}
     try:
         with _quiet(place):
-            return AutoTokenizer.from_pretrained(place.folder, **options)
+            tokenizer = AutoTokenizer.from_pretrained(place.folder, **options)
     except Exception as error:  # what transformers raises on broken files shares no base class
-        if named.gguf is None and _without_tokenizer(Path(place.folder)):
-            raise CheckpointError(
-                f"{section.path}: there is no tokenizer in it; save the model's own there, with "
-                "tokenizer.save_pretrained."
-            ) from None
-        raise _refused(section, error) from None
-
-
-def _without_tokenizer(folder: Path) -> bool:
-    """Whether a local folder holds none of the files that a tokenizer is read from."""
-    found = [path for sign in ("tokenizer*", "*.model", "vocab*") for path in folder.glob(sign)]
-    return folder.is_dir() and not found
+        raise _refused(section, error, "no tokenizer can be read from it: " * bare) from None
+    if knows_nothing(tokenizer):
+        raise no_tokenizer(section.path, named.gguf)
+    return tokenizer
 
 
 def load_config(section: ModelSection) -> Any:

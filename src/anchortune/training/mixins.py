@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from anchortune.errors import TrainingError
@@ -110,4 +111,23 @@ def _refuse_fsdp(trainer: Any, what: str, sharded: bool) -> None:
         raise TrainingError(
             f"fsdp_offload_params keeps the trained weights on the CPU, where {what} cannot be "
             "summed over the processes: set it to false"
+        )
+
+
+def refuse_forgetful(trainer: Any, checkpoint: Path) -> None:
+    """Refuses to resume shards where accelerate would leave the optimizer's state behind.
+
+    Before 1.13 it reads a sharded state into the keys that the fresh optimizer has: into none.
+
+    Raises:
+        TrainingError: it would.
+    """
+    import accelerate
+
+    if not getattr(trainer, "is_fsdp_enabled", False) or not (checkpoint / "optimizer_0").is_dir():
+        return
+    if tuple(int(part) for part in accelerate.__version__.split(".")[:2]) < (1, 13):
+        raise TrainingError(
+            f"accelerate {accelerate.__version__} does not read the sharded state of the optimizer "
+            f"in {checkpoint}: install accelerate 1.13 or later, or start anew"
         )

@@ -20,7 +20,13 @@ from anchortune.anchor.penalty import DEFAULT_LAM, DEFAULT_OPERATOR, Movement, P
 from anchortune.errors import TrainingError
 from anchortune.files import write_json
 from anchortune.maths.operators import LayerWeights, Operator, Side
-from anchortune.training.mixins import check_trainer, grad_scale, put_in_front, refuse_backends
+from anchortune.training.mixins import (
+    check_trainer,
+    grad_scale,
+    put_in_front,
+    refuse_backends,
+    refuse_forgetful,
+)
 from anchortune.training.probing import attach_probe
 from anchortune.training.pull import Pull, is_logged
 from anchortune.training.schedule import Schedule, Steer, make_schedule
@@ -218,6 +224,8 @@ class AsftMixin:
             write_json(Path(output_dir) / STATE_FILE, saved)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            refuse_forgetful(self, Path(checkpoint))
         super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
         if checkpoint is None:
             return

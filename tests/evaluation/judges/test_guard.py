@@ -88,7 +88,8 @@ def llama_guard_4(folder: Path) -> Path:
         "projector_input_dim": 16, "projector_output_dim": 16,
     }  # fmt: skip
     whole = Llama4ForConditionalGeneration(
-        Llama4Config(text_config=text.to_dict(), vision_config=eyes)
+        # transformers 5.0 has no default for the padding.
+        Llama4Config(text_config=text.to_dict(), vision_config=eyes, pad_token_id=0)
     )
     part = AutoModelForCausalLM.from_pretrained(folder)
     whole.language_model.load_state_dict(part.state_dict())
