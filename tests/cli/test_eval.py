@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,10 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(path: Path) -> None:
     ):  # fmt: skip
         assert part in result.stdout
     assert not (path.parent / "out").exists()
+    half = call(
+        str(path), "--dry-run", "--set", "part=report", "--set", "selection_frac=0.5"
+    ).stdout
+    assert re.search(r"cakes: [1-5] malicious prompts of 6 rows \(the report part\), at most", half)
     plan = json.loads(call(str(path), "--dry-run", "--json").stdout)
     assert (plan["answers"], plan["verdicts"]) == (13, 23)
     assert plan["inputs"]["sets"]["cakes"]["n"] == 6

@@ -43,6 +43,18 @@ def test_a_dry_run_checks_estimates_and_leaves_nothing(job: Path, tmp_path: Path
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_the_time_of_the_evaluation_is_that_of_all_models(
+    job: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from anchortune.evaluation import estimate
+
+    one = estimate.Estimate(100.0, 2**20, 2**20, reading_s=10.0)
+    monkeypatch.setattr(estimate, "estimate", lambda *_: one)
+    shown = invoke(str(job), "--dry-run").stdout
+    assert "time    at most about 5 min to generate" in shown  # three models
+    assert "; 30 s of it reads the prompts" in shown
+
+
 def test_the_result_is_a_table_and_where_to_look(job: Path, tmp_path: Path) -> None:
     shown = invoke(str(job))
     assert shown.exit_code == 0

@@ -59,6 +59,14 @@ class Asked:
     identity: dict[str, Any]
     task: LoadedTask | None = None
 
+    @property
+    def share(self) -> str:
+        """For people: of how many rows the items are, where that is not all of them."""
+        rows, part = self.identity.get("rows", 0), self.identity.get("part", "all")
+        if rows <= len(self.items):
+            return ""
+        return f" of {rows} rows" + ("" if part == "all" else f" (the {part} part)")
+
 
 @dataclass
 class EvalPlan:
@@ -151,7 +159,7 @@ class EvalPlan:
                 for name, found in self.candidates.items()
             ),
             *(
-                f"asks    {asked.name}: {len(asked.items)} {_KINDS[asked.kind]}"
+                f"asks    {asked.name}: {len(asked.items)} {_KINDS[asked.kind]}{asked.share}"
                 + (f", at most {asked.max_new_tokens} new tokens" if self.generates else "")
                 for asked in self.asked
             ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -247,15 +247,17 @@ def plan_evaluation(job: Job, trained: bool, timed: bool) -> Part:
 
 def _evaluation_part(plan: EvalPlan, state: str, models: int, times: int) -> Part:
     cost = plan.estimate
+    if cost is not None and cost.seconds is not None:
+        cost = replace(cost, seconds=cost.seconds * times, reading_s=cost.reading_s * times)
+        plan.estimate = cost
     answers = plan.answers * times
     lines = [line for line in plan.lines() if not line.startswith(("output", "total"))]
-    seconds = cost.seconds if cost is not None else None
     return Part(
         "evaluate",
         state,
         [*lines, f"total   {answers} answers of {models} models, {plan.verdicts * times} verdicts"],
         {"models": models, "answers": answers, "verdicts": plan.verdicts * times},
-        None if seconds is None else seconds * times,
+        None if cost is None else cost.seconds,
         cost.memory_bytes if cost is not None else 0,
         cost.disk_bytes * times if cost is not None else 0,
     )
