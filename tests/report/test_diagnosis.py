@@ -24,6 +24,7 @@ from tests.report.made_up_runs import (
     gap,
     logged,
     lying,
+    measure,
     rate,
     trained,
 )
@@ -54,6 +55,13 @@ def test_a_signature_is_found(case: str) -> None:
         assert one.mend
         assert "None" not in f"{one.seen} {one.why} {one.mend}"
     assert isinstance(said(HEALTHY, name), Fine), "and not in a run that is well"
+
+
+def test_answers_that_were_broken_before_are_not_laid_to_the_training() -> None:
+    for aligned, mend in ((990, "lower training.learning_rate"), (200, "before the training")):
+        measures = [measure("coherence", 100, aligned, 990)]
+        [finding] = found(replace(HEALTHY, measures=measures), "broken-answers")
+        assert mend in finding.mend
 
 
 def test_every_check_can_find_something() -> None:

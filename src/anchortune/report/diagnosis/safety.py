@@ -112,12 +112,20 @@ def answers_broken(facts: Facts) -> Said:
     broken = [one for one in whole if one.own.value < BROKEN]
     if not broken:
         return Fine(told(whole))
+    mend = (
+        "lower training.learning_rate or the number of steps; with a penalty, lower penalty.lam; "
+        "of lox and resta, lower their factor"
+    )
+    if all(one.aligned is not None and one.aligned.value < BROKEN for one in broken):
+        mend = (
+            "the aligned model's answers were broken before the training: look at its chat "
+            "template first, and at whether it was trained to answer at all"
+        )
     return Finding(
         "fault",
         told(broken),
         "an answer that is no language is neither harmful nor right, so the other rates say little",
-        "lower training.learning_rate or the number of steps; with a penalty, lower penalty.lam; "
-        "of lox and resta, lower their factor",
+        mend,
     )
 
 
