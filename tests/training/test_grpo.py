@@ -17,6 +17,7 @@ from anchortune.training import grpo
 from anchortune.training.align import align
 from anchortune.training.grpo import answers_harmless, refuses_harmful, reward_metrics
 from anchortune.training.plan import plan_stage
+from tests import tiny
 from tests.training.test_stage import Killed, kill_at, same, tensors
 
 
@@ -58,28 +59,31 @@ def test_refusing_is_rewarded_on_harmful_prompts_and_answering_on_harmless_ones(
 
 
 def test_a_run_learns_what_is_rewarded_and_says_so(
-    llama_aligned: Path, prompts: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prompts: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # An untrained model knows no phrase: here both kinds want an answer that begins with a letter.
     for name in ("has_refusal", "_says_something"):
         monkeypatch.setattr(grpo, name, lambda text: text[:1].isalpha())
-    before = tensors(llama_aligned)
+    # With a small head a LoRA update cannot move the odds of a token.
+    start = tiny.tiny_llama(tmp_path / "m", seed=2, tokenizer=True, initializer_range=0.4)
+    before = tensors(start)
     config = make(
-        llama_aligned,
+        start,
         tmp_path / "o",
         {"harmful": prompts["harmful"], "harmless": prompts["harmless"]},
         grpo={"max_new_tokens": 1, "group": 8, "max_prompts": 4},
-        training={"max_steps": 12, "batch_size": 32, "learning_rate": 5e-2},
+        training={"max_steps": 12, "batch_size": 32, "learning_rate": 1e-2},
         lora={"target_modules": "all-linear", "dropout": 0.0},
     )
     record = align(config)
     assert record == read_record(tmp_path / "o")
     assert (tmp_path / "o" / "adapter" / "adapter_model.safetensors").is_file()
-    assert all(torch.equal(before[k], v) for k, v in tensors(llama_aligned).items())
+    assert all(torch.equal(before[k], v) for k, v in tensors(start).items())
     lines = [json.loads(line) for line in (tmp_path / "o" / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, 13))
     reward = record.metrics["reward"]
-    assert reward["refuses_harmful"]["last_tenth"] > reward["refuses_harmful"]["first_tenth"] + 0.2
+    for kind in ("refuses_harmful", "answers_harmless"):
+        assert reward[kind]["last_tenth"] > reward[kind]["first_tenth"] + 0.5
     assert 0 <= reward["groups_alike"] < 1
     assert record.inputs["data"]["harmful"] == 4
     assert record.inputs["data"]["sequences"] == 8
