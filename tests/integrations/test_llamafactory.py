@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 
 from tests.integrations.host import SECTION, start, tiny_pair
 
@@ -92,6 +94,28 @@ def test_the_penalty_acts_in_its_own_sft(place: Path) -> None:
     held, without = logged(place, "held"), logged(place, "free")
     assert len(held) == len(without) == 10
     assert held[-1]["asft/penalised_share"] < 0.5 * without[-1]["asft/penalised_share"]
+
+
+def test_two_processes_train_what_one_trains(place: Path) -> None:
+    """As ``torchrun`` starts it, on gloo; the same rows in a step, half of them in each process."""
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    module = ("-m", "anchortune.integrations.llamafactory")
+    code, told = run(
+        place, "two", *torchrun, *module, per_device_train_batch_size=2, ddp_backend="gloo"
+    )
+    assert code == 0, told[-3000:]
+    assert told.count("AsFT penalty attached to") == 2
+    code, told = run(place, "one")
+    assert code == 0, told[-3000:]
+    both, alone = logged(place, "two"), logged(place, "one")
+    assert [row["asft/lam"] for row in both] == [10.0] * len(alone)
+    for key in ("loss", "asft/penalty", "asft/penalised_share"):
+        assert [row[key] for row in both] == pytest.approx([row[key] for row in alone], rel=1e-3)
+    found, wanted = (
+        load_file(place / name / "adapter_model.safetensors") for name in ("two", "one")
+    )
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(
