@@ -92,6 +92,12 @@ def test_notes_of_the_build_are_among_the_warnings(
     assert any("as its base, not" in text for text in inspect_anchor(anchor).warnings)
 
 
+def test_layers_are_in_the_order_of_the_model_from_a_file_too(tmp_path: Path) -> None:
+    anchored(*[0.5] * 12).save(tmp_path / "a.safetensors")
+    report = inspect_anchor(Anchor.load(tmp_path / "a.safetensors"))
+    assert [m.module for m in report.modules] == [f"layers.{i}.q_proj" for i in range(12)]
+
+
 def test_the_report_is_plain_json() -> None:
     report = inspect_anchor(anchored(0.5, 3.0))
     data = json.loads(json.dumps(report.to_json(), allow_nan=False))

@@ -116,10 +116,12 @@ def check_rank(target: Target, operator: Operator, side: Side, rank: int | None)
     if operator == "subspace" and used >= d_out:
         raise AnchorError(
             f"operator 'subspace' at rank {used} keeps all {d_out} output directions of "
-            f"{target.name!r} free, so its penalty vanishes: give a lower rank"
+            f"{target.name!r} free, so its penalty vanishes: give the penalty a lower "
+            "rank (penalty.rank of a config, rank= in Python)"
         )
     if operator == "subspace2" and used >= max(target.factors.shape):
         raise AnchorError(
             f"operator 'subspace2' at rank {used} keeps all {used} input and output directions of "
-            f"{target.name!r} free, so its penalty vanishes: give a lower rank"
+            f"{target.name!r} free, so its penalty vanishes: give the penalty a lower "
+            "rank (penalty.rank of a config, rank= in Python)"
         )

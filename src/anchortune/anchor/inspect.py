@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from anchortune.anchor.anchor import Anchor
 from anchortune.anchor.format import ModuleInfo
+from anchortune.checkpoints.names import natural
 from anchortune.errors import AnchorError
 from anchortune.files import atomic_path
 from anchortune.maths.factors import (
@@ -84,7 +85,9 @@ class AnchorReport:
 def inspect_anchor(anchor: Anchor) -> AnchorReport:
     """The figures and warnings of ``anchor``; nothing is read besides it."""
     infos = anchor.metadata.modules
-    modules = [_module(name, f, infos[name]) for name, f in anchor.modules.items()]
+    # A file holds them by their letters, layer 10 before layer 2.
+    ordered = sorted(anchor.modules, key=natural)
+    modules = [_module(name, anchor.modules[name], infos[name]) for name in ordered]
     return AnchorReport(
         aligned=anchor.metadata.aligned.id,
         base=anchor.metadata.base.id,
