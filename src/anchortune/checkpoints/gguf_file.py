@@ -60,7 +60,9 @@ def hf_name(name: str, architecture: str) -> str | None:
 def unpermute(weight: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
     """Rows of a Llama q or k in Hugging Face's order again (llama.cpp interleaves halves)."""
     half = weight.shape[0] // heads // 2
-    return weight.reshape(heads, half, 2, -1).swapaxes(1, 2).reshape(weight.shape)
+    halves = weight.reshape(heads, half, 2, -1).swapaxes(1, 2)
+    rows: np.ndarray[Any, Any] = halves.reshape(weight.shape)
+    return rows
 
 
 class UnknownArchitecture(CheckpointError):

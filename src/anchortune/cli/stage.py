@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from anchortune.cli.say import say, say_json
 from anchortune.config import AlignConfig, TrainConfig
@@ -79,7 +79,14 @@ class _Harmless(logging.Formatter):
         return inert(without_secrets(super().format(record)))
 
 
-class _Stderr(logging.StreamHandler[TextIO]):
+# Python 3.10 does not take its type argument at run time.
+if TYPE_CHECKING:
+    _TextHandler = logging.StreamHandler[TextIO]
+else:
+    _TextHandler = logging.StreamHandler
+
+
+class _Stderr(_TextHandler):
     """To what is stderr now: above a bar that is shown there, not through it."""
 
     @property
