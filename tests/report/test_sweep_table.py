@@ -149,7 +149,9 @@ def test_what_is_no_record_is_passed_over_but_what_is_broken_is_not(tmp_path: Pa
     (tmp_path / "sweep.json").write_text('{"name": "x"}')
     assert len(read_runs([tmp_path])) == 1
     (tmp_path / "half.json").write_text('{"digest": "')
-    with pytest.raises(AnchortuneError, match=r"half\.json is no record of a run"):
+    with pytest.raises(
+        AnchortuneError, match=r"half\.json is no record of a run .* `anchortune sweep` wrote"
+    ):
         read_runs([tmp_path])
 
 

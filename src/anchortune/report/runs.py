@@ -97,7 +97,10 @@ def read_run(path: Path) -> RunRecord:
         return RunRecord.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise AnchortuneError(f"{path} is no record of a run ({reason}).") from None
+        raise AnchortuneError(
+            f"{path} is no record of a run ({reason}): name a record that `anchortune sweep` wrote, "
+            "or the folder of its results."
+        ) from None
 
 
 def run_text(run: RunRecord) -> str:
