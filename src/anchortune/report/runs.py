@@ -98,7 +98,7 @@ def read_run(path: Path) -> RunRecord:
     except (OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise AnchortuneError(
-            f"{path} is no record of a run ({reason}): name a record that `anchortune sweep` wrote, "
+            f"{path} is no record of a run ({reason}): name one that `anchortune sweep` wrote, "
             "or the folder of its results."
         ) from None
 
