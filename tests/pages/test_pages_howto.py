@@ -23,9 +23,7 @@ ENDS_IN = {"anchortune gate runs/release": 4}
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(
-    1800
-)  # a job of `service` loads the real judge; beside other work that takes long
+@pytest.mark.timeout(1800)  # the jobs of `service` load the real judge
 @pytest.mark.parametrize("page", RUN)
 def test_a_page_runs_from_an_empty_folder(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
