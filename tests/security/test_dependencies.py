@@ -25,7 +25,7 @@ PAGE = (ROOT / "docs" / "security.md").read_text("utf-8")
 #: Names of packages that are imported by another.
 IMPORTED_AS = {"pyyaml": "yaml"}
 #: Needed without being imported, as the table says.
-UNSEEN = {"accelerate"}
+UNSEEN: set[str] = set()
 #: Tools that load a plug-in of ours, so that they are there where its module is imported.
 HOSTS = {path.stem for path in (ROOT / "src/anchortune/integrations").glob("[!_]*.py")}
 
