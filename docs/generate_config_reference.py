@@ -100,7 +100,7 @@ def _default(field: Any) -> str:
     """The default as one writes it in YAML."""
     if field.is_required():
         return "*required*"
-    value = field.get_default(call_default_factory=True)
+    value = field.get_default(call_default_factory=True, validated_data={})
     if value is PydanticUndefined:
         return "*required*"
     if value is None:

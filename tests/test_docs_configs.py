@@ -97,7 +97,7 @@ def default(schema: type[BaseModel], key: str) -> Any:
             for one in parts(schema.model_fields[section].annotation)
             if isinstance(one, type) and issubclass(one, BaseModel)
         ]
-    found = schema.model_fields[name].get_default(call_default_factory=True)
+    found = schema.model_fields[name].get_default(call_default_factory=True, validated_data={})
     if sections == ["penalty"] and found is None:  # "unset takes the library's default"
         return inspect.signature(attach).parameters[name].default
     return found

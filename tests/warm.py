@@ -23,8 +23,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
+#: For tests that shard with FSDP2: torch 2.6 does so on a GPU alone.
+shards_on_a_cpu = pytest.mark.skipif(
+    tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 7),
+    reason="torch 2.6 shards on a GPU alone",
+)
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["tests.warm_imports"])
 

@@ -21,7 +21,7 @@ from anchortune.errors import AnchorError
 from anchortune.maths.operators import PROJECTORS
 from tests.anchor.test_penalty import anchor_of
 from tests.maths.test_operators import CASES
-from tests.warm import together
+from tests.warm import shards_on_a_cpu, together
 
 CLOSE = {"rtol": 1e-11, "atol": 1e-11}
 KINDS = ("lora", "started", "full")
@@ -82,9 +82,7 @@ def step(model: nn.Module, seed: int) -> None:
             if parameter.requires_grad:
                 change = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
                 if isinstance(parameter, DTensor):
-                    change = distribute_tensor(
-                        change, parameter.device_mesh, parameter.placements, src_data_rank=None
-                    )
+                    change = distribute_tensor(change, parameter.device_mesh, parameter.placements)
                 parameter.add_(change)
 
 
@@ -105,9 +103,7 @@ def same(sharded: nn.Module, plain: nn.Module) -> None:
     for mine, theirs in zip(sharded.parameters(), plain.parameters(), strict=True):
         if theirs.grad is not None:
             assert mine.grad.placements == mine.placements
-            expected = distribute_tensor(
-                theirs.grad, mine.device_mesh, mine.placements, src_data_rank=None
-            )
+            expected = distribute_tensor(theirs.grad, mine.device_mesh, mine.placements)
             torch.testing.assert_close(mine.grad.to_local(), expected.to_local(), **CLOSE)
             mine.grad = theirs.grad = None
         else:
@@ -280,10 +276,12 @@ def work() -> None:
     refuse()
 
 
+@shards_on_a_cpu
 def test_shards_give_what_the_whole_gives() -> None:
     together(work, processes=2, timeout=500)
 
 
 @pytest.mark.slow
+@shards_on_a_cpu
 def test_copies_of_shards_give_what_the_whole_gives() -> None:
     together(copies_of_shards, processes=4, timeout=500)

@@ -21,7 +21,7 @@ from anchortune.training.mixins import refuse_forgetful
 from anchortune.training.seam import STATE_FILE, attach
 from tests.tiny import tiny_llama
 from tests.training.test_seam import InOrder, Rows, adapted, anchor_for, arguments
-from tests.warm import together
+from tests.warm import shards_on_a_cpu, together
 
 STEPS = 4
 #: Whether this accelerate reads an optimizer's sharded state back.
@@ -87,6 +87,7 @@ def train(folder: Path, out: Path, batch: int, way: str) -> None:
         save_file(kept, out / f"{way}.safetensors")
 
 
+@shards_on_a_cpu
 def test_shards_take_the_steps_of_one_process_and_resume(folder: Path, tmp_path: Path) -> None:
     train(folder, tmp_path / "one", 4, "one")
     together(both, folder, tmp_path / "two", 2, processes=2, timeout=500)

@@ -74,10 +74,10 @@ def _row(results: Results, measure: Measure, model: str) -> list[str]:
 
 
 def _grid(rows: Sequence[Sequence[str]], widths: Sequence[int], style: str = "") -> Table:
-    table = Table.grid(padding=(0, 2, 0, 0))
+    table = Table.grid()  # no padding: rich before 14.3 adds the last column's to its width
     for at, width in enumerate(widths):
         if at:
-            table.add_column(width=width, justify="right", style=style, no_wrap=True)
+            table.add_column(width=width + 2, justify="right", style=style, no_wrap=True)
         else:
             table.add_column(width=width, overflow="fold", style=style)
     for row in rows:
