@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from anchortune import progress as module
-from anchortune.progress import counted, duration, progress
+from anchortune.progress import Progress, counted, duration
 
 
 def test_lines_with_the_time_left_off_a_terminal(
@@ -17,7 +17,7 @@ def test_lines_with_the_time_left_off_a_terminal(
 ) -> None:
     now = [100.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
-    with caplog.at_level(logging.INFO, "anchortune"), progress("trees of [m]", 40) as tell:
+    with caplog.at_level(logging.INFO, "anchortune"), Progress("trees of [m]", 40) as tell:
         for done in range(1, 41):
             now[0] += 4
             tell(done)
@@ -37,7 +37,7 @@ def test_a_bar_with_the_time_left_on_a_terminal(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(sys, "stderr", screen)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
-    with progress("trees of [m]", 4) as tell:
+    with Progress("trees of [m]", 4) as tell:
         tell(3)
     shown = screen.getvalue()
     assert "trees of [m]" in shown
@@ -50,7 +50,7 @@ def test_a_bar_leaves_a_piped_result_alone(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(sys, "stderr", screen)
     monkeypatch.setattr(sys, "stdout", piped)
     monkeypatch.setenv("TERM", "xterm")
-    with progress("trees", 4):
+    with Progress("trees", 4):
         print("a result")  # noqa: T201 - what a stranger prints
     assert piped.getvalue() == "a result\n"
 
@@ -62,8 +62,8 @@ def test_what_was_done_before_takes_no_time_and_a_loop_within_is_silent(
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
     with (
         caplog.at_level(logging.INFO, "anchortune"),
-        progress("training", 100, done=50) as tell,
-        progress("within", 2) as inner,
+        Progress("training", 100, done=50) as tell,
+        Progress("within", 2) as inner,
     ):
         now[0] = 20.0
         inner(1)
@@ -72,19 +72,19 @@ def test_what_was_done_before_takes_no_time_and_a_loop_within_is_silent(
     assert [record.message for record in caplog.records] == [
         "training: 60 of 100, about 80 s left; loss 2"  # 10 in 20 s, 40 to go
     ]
-    with caplog.at_level(logging.INFO, "anchortune"), progress("after", 1) as tell:
+    with caplog.at_level(logging.INFO, "anchortune"), Progress("after", 1) as tell:
         tell(1)
     assert caplog.records[-1].message == "after: 1 done in 0 s"
 
 
 def test_a_loop_that_fails_gives_its_place_back(caplog: pytest.LogCaptureFixture) -> None:
     def fails() -> None:
-        with progress("cut short", 2):
+        with Progress("cut short", 2):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         fails()
-    with caplog.at_level(logging.INFO, "anchortune"), progress("next", 1) as tell:
+    with caplog.at_level(logging.INFO, "anchortune"), Progress("next", 1) as tell:
         tell(1)
     assert "next: 1 done in 0 s" in [record.message for record in caplog.records]
 
@@ -94,7 +94,7 @@ def test_a_terminal_that_cannot_redraw_gets_lines(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(screen, "isatty", lambda: True)
     monkeypatch.setattr(sys, "stderr", screen)
     monkeypatch.setenv("TERM", "dumb")
-    with progress("plain", 1) as tell:
+    with Progress("plain", 1) as tell:
         tell(1)
     assert not {"\x1b", "\r"} & set(screen.getvalue())
 

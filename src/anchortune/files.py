@@ -51,10 +51,10 @@ def _digest(stream: BinaryIO) -> str:
 
 def _digest_told(stream: BinaryIO, name: str, size: int) -> str:
     """``_digest`` of a file that takes long enough for somebody to ask what is going on."""
-    from anchortune.progress import progress
+    from anchortune.progress import Progress
 
     digest, done = hashlib.sha256(), 0
-    with progress(f"hashing {name}, MB", size >> 20) as tell:
+    with Progress(f"hashing {name}, MB", size >> 20) as tell:
         while block := stream.read(1 << 24):
             digest.update(block)
             done += len(block)

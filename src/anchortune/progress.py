@@ -110,14 +110,6 @@ class Progress:
             )
 
 
-def progress(label: str, total: int | None = None, *, done: int = 0) -> Progress:
-    """A new `Progress`.
-
-    Use it in a ``with`` statement, and call what that gives with how many are done.
-    """
-    return Progress(label, total, done=done)
-
-
 def counted(label: str, items: Collection[T]) -> Iterator[T]:
     """``items``, one after the other; a loop over them that takes long tells how far it is."""
     with Progress(label, len(items), brief=True) as tell:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 
 from anchortune.checkpoints.source import open_checkpoint
 from anchortune.config import ModelSection
@@ -53,10 +53,14 @@ def test_a_tokenizer_reads_no_file_that_its_config_names(
     place = model / "tokenizer_config.json"
     tree = json.loads(place.read_text())
     place.write_text(json.dumps(tree | {key: str(secret)}))
-    with contextlib.suppress(CheckpointError):  # transformers 5.0 wants a tokenizer in that file
-        load_tokenizer(ModelSection(path=str(model))).save_pretrained(tmp_path / "saved")
-    saved = [path.read_text("utf-8") for path in (tmp_path / "saved").glob("*")]
-    assert saved or key == "tokenizer_file"
+    if key == "tokenizer_file" and transformers.__version__.startswith("5.0."):
+        with pytest.raises(CheckpointError):  # it wants a tokenizer in that file
+            load_tokenizer(ModelSection(path=str(model)))
+        return
+    made = load_tokenizer(ModelSection(path=str(model)))
+    made.save_pretrained(tmp_path / "saved")
+    saved = [path.read_text("utf-8") for path in (tmp_path / "saved").iterdir()]
+    assert saved
     assert SECRET not in "".join(saved)
 
 

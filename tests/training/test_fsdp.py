@@ -17,15 +17,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from anchortune.errors import TrainingError
-from anchortune.training.mixins import refuse_forgetful
+from anchortune.training.mixins import reads_shards, refuse_forgetful
 from anchortune.training.seam import STATE_FILE, attach
 from tests.tiny import tiny_llama
 from tests.training.test_seam import InOrder, Rows, adapted, anchor_for, arguments
 from tests.warm import shards_on_a_cpu, together
 
 STEPS = 4
-#: Whether this accelerate reads an optimizer's sharded state back.
-READS_SHARDS = tuple(int(part) for part in accelerate.__version__.split(".")[:2]) >= (1, 13)
+READS_SHARDS = reads_shards()
 OPTIONS: dict[str, Any] = {"lam": "auto", "off_budget": 0.3, "lam_inside": 0.05}
 
 

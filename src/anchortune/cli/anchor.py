@@ -74,9 +74,9 @@ def build(
 
     from anchortune.anchor.anchor import Anchor
     from anchortune.lock import locked
-    from anchortune.progress import progress
+    from anchortune.progress import Progress
 
-    with locked(output), progress("anchor") as tell:
+    with locked(output), Progress("anchor") as tell:
         anchor = Anchor.from_checkpoints(
             aligned,
             base,

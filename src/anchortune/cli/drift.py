@@ -180,10 +180,10 @@ def _estimated(plan: Estimates | None) -> tuple[list[Any], dict[str, Any]]:
     import time
 
     from anchortune.landscape.directions_again import directions_again
-    from anchortune.progress import progress
+    from anchortune.progress import Progress
 
     started = time.perf_counter()
-    with progress("directions", len(plan.run.places) + 1) as tell:
+    with Progress("directions", len(plan.run.places) + 1) as tell:
         found = directions_again(plan, lambda done, _: tell(done))
     facts = {
         "platform": {"device": plan.numbers.device.type, "dtype": plan.numbers.compute_name},

@@ -136,12 +136,12 @@ def calibrate(
     from anchortune.evaluation.judges.calibrate import Columns, read_labelled
     from anchortune.evaluation.judges.calibrate import calibrate as measure
     from anchortune.evaluation.judges.registry import make_judge
-    from anchortune.progress import progress
+    from anchortune.progress import Progress
 
     columns = Columns(prompt_column, answer_column, label_column, source_column)
     labelled = read_labelled(data, columns, max_rows, seed)
     made = make_judge(section, machine)
-    with progress(f"{made.name} judges", len(labelled.rows)) as tell:
+    with Progress(f"{made.name} judges", len(labelled.rows)) as tell:
         found = measure(made, labelled.rows, false_positives, seed=seed, on_done=tell)
     if as_json:
         import math

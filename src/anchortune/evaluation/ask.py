@@ -16,7 +16,7 @@ from anchortune.evaluation.items import Answer, Finish, Item
 from anchortune.evaluation.outputs import OutputLog
 from anchortune.evaluation.plan import Asked, EvalPlan
 from anchortune.files import write_json
-from anchortune.progress import progress
+from anchortune.progress import Progress
 
 #: How each model was run: device, dtype. Kept beside the answers, for they may be resumed.
 ENGINES_FILE = "engines.json"
@@ -78,7 +78,7 @@ def _generate(
     engine = make_engine(candidate.section, plan.config.generation, plan.config.machine)
     run_as({key: value for key, value in engine.facts().items() if key != "batch_size"})
     for asked, items in left:
-        with progress(f"{candidate.name} answers {asked.name}", len(items)) as tell:
+        with Progress(f"{candidate.name} answers {asked.name}", len(items)) as tell:
             _answer(engine, candidate.name, asked, items, log, tell)
         missing = _left(candidate.name, asked, log)
         if missing:

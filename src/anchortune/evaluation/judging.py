@@ -12,7 +12,7 @@ from anchortune.evaluation.judges.base import Exchange, Judge
 from anchortune.evaluation.outputs import answer_of
 from anchortune.evaluation.plan import MATCH, REFUSAL, Asked, EvalPlan
 from anchortune.evaluation.verdicts import VerdictLog
-from anchortune.progress import progress
+from anchortune.progress import Progress
 
 Row = dict[str, Any]
 Entry = TypeVar("Entry")
@@ -118,7 +118,7 @@ def in_chunks(
     """Pieces of ``entries``, each with a function to be told how many of it are done."""
     if not entries:
         return
-    with progress(label, len(entries)) as tell:
+    with Progress(label, len(entries)) as tell:
         known = 0
         for start in range(0, len(entries), _CHUNK):
             chunk = entries[start : start + _CHUNK]

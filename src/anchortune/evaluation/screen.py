@@ -27,7 +27,7 @@ from anchortune.errors import EvaluationError
 from anchortune.evaluation.config import EvalMachine
 from anchortune.evaluation.judges.base import Exchange, Judge, Verdict
 from anchortune.files import parse_json, sha256_text
-from anchortune.progress import progress
+from anchortune.progress import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ def screen_source(section: DataSection, judge: Judge, *, seed: int = 0) -> Scree
     loaded, report = load_source(lenient, seed, preference=preference)
     rows: list[Conversation | Preference] = [*loaded]
     flat = [(at, exchange) for at, row in enumerate(rows) for exchange in exchanges(row)]
-    with progress(f"{judge.name} judges {section.path}", len(flat)) as tell:
+    with Progress(f"{judge.name} judges {section.path}", len(flat)) as tell:
         verdicts = judge.judge([exchange for _, exchange in flat], tell)
     by_row: list[list[Verdict]] = [[] for _ in rows]
     for (at, _), verdict in zip(flat, verdicts, strict=True):

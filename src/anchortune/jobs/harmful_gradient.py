@@ -5,7 +5,7 @@ from __future__ import annotations
 from anchortune.config import ModelSection
 from anchortune.maths.factors import Factors
 from anchortune.models.load import Numbers, load_model, load_tokenizer
-from anchortune.progress import progress
+from anchortune.progress import Progress
 from anchortune.training.batches import TokenisedData
 from anchortune.training.gradient import descent as descent_of
 
@@ -27,5 +27,5 @@ def descent(
         AnchorError: a module is not in it, or its gradient is zero or no number.
     """
     model, tokenizer = load_model(start, numbers), load_tokenizer(start)
-    with progress("gradient", len(data.rows)) as tell:
+    with Progress("gradient", len(data.rows)) as tell:
         return descent_of(model, tokenizer, numbers, modules, data.rows, rank, tell)

@@ -92,13 +92,13 @@ class AnchorStep:
 
     def _build(self, job: Job) -> dict[str, Any]:
         from anchortune.anchor.anchor import Anchor
-        from anchortune.progress import progress
+        from anchortune.progress import Progress
 
         config, path = job.config, job.folder.anchor
         section = config.anchor
         aligned, base = anchor_parents(config)
         job.folder.set_aside(path)
-        with progress("anchor") as tell:
+        with Progress("anchor") as tell:
             anchor = Anchor.from_checkpoints(
                 aligned["name"],
                 base["name"],

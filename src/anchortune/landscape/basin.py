@@ -21,7 +21,7 @@ from anchortune.landscape.perturb import weights_of
 from anchortune.landscape.plan import BasinPlan
 from anchortune.landscape.search import search
 from anchortune.maths.basin import Place, extent, quotient
-from anchortune.progress import progress
+from anchortune.progress import Progress
 from anchortune.record import (
     Record,
     now,
@@ -95,7 +95,7 @@ def run_basin(plan: BasinPlan, *, engine: Any = None) -> Basin:
     )  # fmt: skip
     try:
         found = _Found()
-        with progress("places", plan.most) as tell:
+        with Progress("places", plan.most) as tell:
             for at, (name, draw) in enumerate(lines):
                 before = 1 + at * len(config.sides) * plan.per_side
                 points = _along(asker, directions(name, draw), plan, before, tell)
@@ -227,7 +227,7 @@ def _maps(
     if not planes:
         return found
     done = 0
-    with progress("places of maps", plan.on_maps) as show:
+    with Progress("places of maps", plan.on_maps) as show:
 
         def tell() -> None:
             nonlocal done

@@ -26,7 +26,7 @@ from anchortune.maths.factors import Factors
 from anchortune.maths.lie import Lie as Energies
 from anchortune.maths.lie import lie
 from anchortune.maths.lowrank import LowRank
-from anchortune.progress import progress
+from anchortune.progress import Progress
 from anchortune.report.drift import DRIFT_FILE, Drift, Lie, Shares
 from anchortune.report.drift import Place as Found
 
@@ -59,7 +59,7 @@ def measure_drift(
         CheckpointError: a checkpoint cannot be read.
     """
     places = []
-    with progress(f"update of {run.path.name}", len(run.places)) as tell:
+    with Progress(f"update of {run.path.name}", len(run.places)) as tell:
         for done, place in enumerate(run.places, start=1):
             found = measure_place(run, place, anchor, harmful)
             if found is None:

@@ -176,9 +176,8 @@ def _quiet(place: Place) -> contextlib.AbstractContextManager[None]:
 
 
 def _refused(section: ModelSection, error: Exception, what: str = "") -> CheckpointError:
-    reason = str(error).strip().splitlines()
-    detail = reason[0] if reason else type(error).__name__
-    return CheckpointError(f"{section.path}: cannot be loaded ({what}{detail}).")
+    reason = str(error).strip().splitlines() or [type(error).__name__]
+    return CheckpointError(f"{section.path}: cannot be loaded ({what}{reason[0]}).")
 
 
 def load_tokenizer(section: ModelSection) -> Any:
@@ -193,14 +192,15 @@ def load_tokenizer(section: ModelSection) -> Any:
     place = _unpacked(named)
     bare = without_tokenizer(Path(place.folder))
     if bare and named.gguf is None:
-        raise no_tokenizer(section.path, named.gguf)
+        raise no_tokenizer(section.path, None)
     place = named if bare else place  # let transformers say why
     options = {k: v for k, v in place.options.items() if k != "use_safetensors"}
     try:
         with _quiet(place):
             tokenizer = AutoTokenizer.from_pretrained(place.folder, **options)
     except Exception as error:  # what transformers raises on broken files shares no base class
-        raise _refused(section, error, "no tokenizer can be read from it: " * bare) from None
+        what = "no tokenizer can be read from it: " if bare else ""
+        raise _refused(section, error, what) from None
     if knows_nothing(tokenizer):
         raise no_tokenizer(section.path, named.gguf)
     return tokenizer

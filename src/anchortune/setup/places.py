@@ -77,9 +77,9 @@ def _asked(offline: bool) -> tuple[State, str, str]:
     """
     given = {name: os.environ.get(name, "") for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")}
     said = [name for name, value in given.items() if value.upper() in _TRUE]
-    first = next((name for name, value in given.items() if value), None)
+    first = next((name for name, value in given.items() if value), "")
     if offline:
-        why = f"{first} is {given[first]}" if first in said and first else "a program says so"
+        why = f"{first} is {given[first]}" if first in said else "a program says so"
         return "ok", f"not asked, for {why}: only what is in the cache", ""
     if said:
         text = f"may be asked, though {said[0]} is {given[said[0]]}: HF_HUB_OFFLINE goes before it"

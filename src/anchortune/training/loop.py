@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from anchortune.config import AlignConfig, TrainConfig
 from anchortune.files import naming
 from anchortune.models.load import Numbers
-from anchortune.progress import Progress, progress
+from anchortune.progress import Progress
 
 
 def steps_per_epoch(rows: int, batch_size: int) -> int:
@@ -139,7 +139,7 @@ class Journal(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Begins to tell how far it is, at the step that is resumed from."""
         self.close()
-        self._tell = progress("training", state.max_steps, done=state.global_step).__enter__()
+        self._tell = Progress("training", state.max_steps, done=state.global_step).__enter__()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Tells the step; the last one is logged, whatever ``logging_steps`` is."""

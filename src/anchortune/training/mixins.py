@@ -114,10 +114,18 @@ def _refuse_fsdp(trainer: Any, what: str, sharded: bool) -> None:
         )
 
 
+def reads_shards() -> bool:
+    """Whether accelerate reads the sharded state of an optimizer back.
+
+    Before 1.13 it reads it into the keys that the fresh optimizer has: into none.
+    """
+    import accelerate
+
+    return tuple(int(part) for part in accelerate.__version__.split(".")[:2]) >= (1, 13)
+
+
 def refuse_forgetful(trainer: Any, checkpoint: Path) -> None:
     """Refuses to resume shards where accelerate would leave the optimizer's state behind.
-
-    Before 1.13 it reads a sharded state into the keys that the fresh optimizer has: into none.
 
     Raises:
         TrainingError: it would.
@@ -126,7 +134,7 @@ def refuse_forgetful(trainer: Any, checkpoint: Path) -> None:
 
     if not getattr(trainer, "is_fsdp_enabled", False) or not (checkpoint / "optimizer_0").is_dir():
         return
-    if tuple(int(part) for part in accelerate.__version__.split(".")[:2]) < (1, 13):
+    if not reads_shards():
         raise TrainingError(
             f"accelerate {accelerate.__version__} does not read the sharded state of the optimizer "
             f"in {checkpoint}: install accelerate 1.13 or later, or start anew"

@@ -19,7 +19,7 @@ from anchortune.evaluation.outputs import OUTPUTS_FILE, read_answers, read_outpu
 from anchortune.evaluation.results import Agreement, Figure
 from anchortune.evaluation.verdicts import VERDICTS_FILE, VerdictLog
 from anchortune.files import parse_json, sha256_text
-from anchortune.progress import progress
+from anchortune.progress import Progress
 
 Row = dict[str, Any]
 REFUSAL = "refusal"
@@ -238,7 +238,7 @@ def _ask(judge: Judge, rows: Sequence[Row], log: VerdictLog | None) -> list[Verd
             places.setdefault((row["prompt_sha256"], row["answer_sha256"]), []).append(at)
     # Of like length together, so that little is computed on padding.
     groups = sorted(places.values(), key=lambda group: -len(rows[group[0]].get("answer", "")))
-    with progress(f"{judge.name} judges", len(groups)) as tell:
+    with Progress(f"{judge.name} judges", len(groups)) as tell:
         for start in range(0, len(groups), _CHUNK):
             chunk = groups[start : start + _CHUNK]
             said = _say(judge, [rows[group[0]] for group in chunk])
