@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from anchortune import progress
 from anchortune.checkpoints.gguf_file import GgufCheckpoint
 from anchortune.config import ModelSection
 from anchortune.errors import CheckpointError
@@ -54,6 +55,18 @@ def test_the_model_is_bitwise_the_one_that_is_read_directly(
     known = {"_name_or_path", "transformers_version", "architectures", "dtype"}
     one, two = ({k: v for k, v in c.to_dict().items() if k not in known} for c in (config, other))
     assert one == two
+
+
+def test_whoever_waits_for_it_is_told(
+    gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(cached.VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setattr(progress, "on_terminal", lambda: True)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    load(gguf, torch.float32)
+    assert f"unpacking {gguf.name}" in capsys.readouterr().err
+    load(gguf, torch.float32)
+    assert "unpacking" not in capsys.readouterr().err
 
 
 def test_it_is_unpacked_once_and_again_when_the_file_changes(

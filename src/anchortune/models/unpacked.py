@@ -17,6 +17,7 @@ from typing import Any
 from anchortune.checkpoints.gguf_file import GgufCheckpoint, UnknownArchitecture
 from anchortune.errors import AnchortuneError
 from anchortune.files import beside, sha256_file
+from anchortune.progress import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +60,8 @@ def unpacked(file: Path, make: Callable[[Path], None]) -> Path | None:
     if final.is_dir():
         return final
     try:
-        with beside(final) as temporary:
-            logger.info("unpacking %s into %s", file.name, final)
+        logger.info("unpacking %s into %s", file.name, final)
+        with beside(final) as temporary, Progress(f"unpacking {file.name}"):
             make(temporary)
             temporary.chmod(0o755)
             temporary.rename(final)
