@@ -66,20 +66,18 @@ def test_the_image_keeps_the_rules_of_images() -> None:
 
 
 def bounds() -> dict[str, str]:
-    """Package -> the lowest version that pyproject.toml allows."""
+    """Package, with what it is asked for on -> the lowest version that pyproject.toml allows."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     wanted = [*project["dependencies"], *project["optional-dependencies"]["test"]]
-    pairs = [re.fullmatch(r"([\w-]+)(?:\[\w+\])?>=([\d.]+)", line) for line in wanted]
+    pairs = [re.fullmatch(r"([\w-]+)(?:\[\w+\])?>=([\d.]+)(;.*)?", line) for line in wanted]
     assert all(pairs), wanted
-    return {pair[1].lower(): pair[2] for pair in pairs if pair}
+    return {pair[1].lower() + (pair[3] or ""): pair[2] for pair in pairs if pair}
 
 
 def pins(name: str) -> dict[str, str]:
     lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
-    return {
-        n.lower(): v
-        for n, _, v in (line.partition("==") for line in lines if line and line[0] != "#")
-    }
+    pairs = [re.fullmatch(r"([\w.-]+)==([^;]+)(;.*)?", line) for line in lines]
+    return {pair[1].lower() + (pair[3] or ""): pair[2] for pair in pairs if pair}
 
 
 def test_the_lowest_pins_are_the_bounds_and_the_pins_keep_them() -> None:
@@ -89,7 +87,7 @@ def test_the_lowest_pins_are_the_bounds_and_the_pins_keep_them() -> None:
     def parts(version: str) -> list[int]:
         return [int(part) for part in version.split(".")]
 
-    assert not {n for n, v in lowest.items() if parts(pinned[n]) < parts(v)}
+    assert not {n for n, v in lowest.items() if parts(pinned[n.partition(";")[0]]) < parts(v)}
 
 
 def test_ci_runs_every_python_that_is_declared() -> None:
@@ -136,7 +134,8 @@ $2"
     )
     old.chmod(0o755)
     # What a make around the tests was given is not for this one.
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")}
+    theirs = ("MAKE", "PINS", "VENV", "PYTHON")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(theirs)}
 
     def make(*given: str) -> subprocess.CompletedProcess[str]:
         command = ["make", "test", f"VENV={tmp_path / 'venv'}", f"PYTHON={old}", *given]

