@@ -31,8 +31,7 @@ HOSTS = {path.stem for path in (ROOT / "src/anchortune/integrations").glob("[!_]
 
 
 def names(requirements: list[str]) -> list[str]:
-    found = [re.match(r"[\w-]+", line)[0].lower() for line in requirements]  # type: ignore[index]
-    return list(dict.fromkeys(found))  # one may be asked for twice, by version of Python
+    return [re.match(r"[\w-]+", line)[0].lower() for line in requirements]  # type: ignore[index]
 
 
 DIRECT = names(PROJECT["dependencies"])

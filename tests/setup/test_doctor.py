@@ -119,21 +119,6 @@ def test_versions_are_held_against_the_lowest(monkeypatch: pytest.MonkeyPatch) -
     assert others[1].mend == "pip install 'trl>=1.0'"
 
 
-def test_a_version_asked_of_another_python_is_not_asked_here(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    asked = [
-        'transformers>=5.0; python_version >= "3.11"',
-        "transformers>=5.17 ; python_version < '3.11'",
-    ]
-    for python, states in (((3, 10), ["ok", "bad"]), ((3, 11), ["ok"]), ((3, 13), ["ok"])):
-        monkeypatch.setattr(packages.sys, "version_info", (*python, 1))
-        metadata(monkeypatch, asked, {"transformers": "5.4.0"})
-        found = packages.required()
-        assert [one.state for one in found] == states
-        assert found[0].text.count("transformers") == (0 if "bad" in states else 1)
-
-
 def test_versions_are_compared_as_numbers() -> None:
     assert packages.release("2.13.0+cpu") > packages.release("2.6")
     assert packages.release("5.0") == packages.release("5.0.0")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -78,6 +80,7 @@ class GgufCheckpoint(Checkpoint):
     def __post_init__(self) -> None:
         from gguf import GGUFReader
 
+        _tell_version()
         check_header(self.path)
         try:
             self._reader = GGUFReader(self.path)
@@ -223,3 +226,12 @@ class GgufCheckpoint(Checkpoint):
                 "not divide into: get it again"
             )
         return heads
+
+
+def _tell_version() -> None:
+    """Transformers before 5.17 finds gguf on Python 3.10 only where the module says its version."""
+    import gguf
+
+    if not hasattr(gguf, "__version__"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            gguf.__version__ = importlib.metadata.version("gguf")

@@ -13,7 +13,6 @@ from anchortune._version import __version__
 from anchortune.setup.finding import Finding, State, quiet
 
 _REQUIRED = re.compile(r"([\w.-]+)(?:\[[^\]]*\])?\s*(>=[\w.]+)?")
-_MARKER = re.compile(r"python_version\s*(<|>=)\s*['\"](\d+)\.(\d+)")
 _PYTHON = re.compile(r"Programming Language :: Python :: (\d+)\.(\d+)$")
 #: Imported one after the other: where one is broken, the first that needs it says so.
 _IMPORTED = ("torch", "transformers", "peft", "trl", "datasets")
@@ -77,7 +76,7 @@ def required() -> list[Finding]:
     found, versions = [], [f"anchortune {__version__}"]
     for line in listed:
         match = _REQUIRED.match(line)
-        if match is None or "extra ==" in line or not _asked_of(line, sys.version_info[:2]):
+        if match is None or "extra ==" in line:
             continue
         name, lowest = match[1], (match[2] or "").removeprefix(">=")
         here = installed(name)
@@ -91,15 +90,6 @@ def required() -> list[Finding]:
     if not found:
         versions.append("and the others as they are asked for")
     return [Finding("packages", "ok", ", ".join(versions)), *found]
-
-
-def _asked_of(requirement: str, python: tuple[int, int]) -> bool:
-    """Whether a requirement is asked of this Python; one without a marker is of all."""
-    marker = _MARKER.search(requirement)
-    if marker is None:
-        return True
-    bound = (int(marker[2]), int(marker[3]))
-    return python < bound if marker[1] == "<" else python >= bound
 
 
 def imports() -> list[Finding]:
