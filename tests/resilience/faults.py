@@ -13,6 +13,7 @@ import contextlib
 import errno
 import io
 import os
+import pathlib
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -196,6 +197,10 @@ def faulty(fault: Fault) -> Iterator[_Acts]:
     def patch(place: Any, name: str, value: Any) -> None:
         saved.append((place, name, getattr(place, name)))
         setattr(place, name, value)
+        paths = getattr(pathlib, "_NormalAccessor", None)  # Python 3.10 keeps its own names
+        if place in (io, os) and hasattr(paths, name):
+            saved.append((paths, name, getattr(paths, name)))
+            setattr(paths, name, staticmethod(value))
 
     opened = _opening(acts)
     patch(io, "open", opened)
