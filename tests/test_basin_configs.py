@@ -31,14 +31,16 @@ def test_each_pair_is_what_its_name_says(model: str, method: str, kind: str) -> 
         assert config.training.max_steps <= 50
 
 
-def test_the_basins_are_read_and_the_map_shows_trainings_that_the_readme_makes() -> None:
+def test_the_basins_are_read_and_the_map_shows_trainings_whose_commands_are_given() -> None:
     small, over_two, whole = (
         load_config(FOLDER / f"{name}.yaml", BasinConfig) for name in ("small", "map", "whole")
     )
     assert small.along == whole.along == ["aligned", "harmful", "random"]
     assert whole.scale == "whole"
-    watched = load_config(FOLDER / "watched.yaml", TrainConfig).output
-    assert all(run.startswith(watched) for run in over_two.maps[0].runs.values())
+    plain, *others = over_two.maps[0].runs.values()
+    assert plain == load_config(FOLDER / "watched.yaml", TrainConfig).output
+    commands = (FOLDER / "map.yaml").read_text("utf-8")
+    assert all(f"--set output={run}\n" in commands for run in others)
 
 
 def test_every_config_is_one_of_them_and_the_watched_run_watches() -> None:
