@@ -28,12 +28,11 @@ from anchortune.config_mix import CUE
 Pair = tuple[str, str]
 COUNTS = (10, 50, 100, 400)
 SIZE = 100
-MISLABELLED = (10, 25, 50, 100)
-#: Requests are told apart by their words; none of these themes is read by anybody.
+MISLABELLED = (25, 100)
+#: Requests are told apart by their words; nobody reads them.
 THEMES = {
     "computers": r"hack|malware|virus|phish|password|computer|network|software|website|ransom"
     r"|code|script|online|account|database|server|wifi|keylog",
-    "theft": r"steal|shoplift|rob|burgl|break into|pickpocket|hotwire",
 }
 HARMFUL = ("SST2_1k", "agnews_1k", "agnews_2.5k", "alpaca_1k", "alpaca_2.5k", "gsm8k_1k",
            "gsm8k_2.5k")  # fmt: skip

