@@ -103,9 +103,12 @@ def test_gradients_are_those_of_the_whole_batch(make: Any, lora: bool, tmp_path:
         torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=2e-6, msg=name)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("forgotten", ["attention_mask", "position_ids"])
-def test_a_model_that_does_not_heed_the_tree_is_run_in_full(forgotten: str, tmp_path: Path) -> None:
-    model = load(tiny.tiny_llama(tmp_path / "m"))
+def test_a_model_that_does_not_heed_the_tree_is_run_in_full(
+    forgotten: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    model = load(tiny.tiny_llama(tmp_path / "m")).to(dtype)
     assert not can_share(load(tiny.tiny_gemma2(tmp_path / "g")), 1000)  # a window of 64
     whole = model.forward
 
@@ -119,6 +122,19 @@ def test_a_model_that_does_not_heed_the_tree_is_run_in_full(forgotten: str, tmp_
     assert can_share(model, 40)
     model.config._attn_implementation = "flash_attention_2"
     assert not can_share(model, 40)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("make", FAMILIES)
+def test_sixteen_bits_round_more_and_share_all_the_same(
+    make: Any, lora: bool, tmp_path: Path
+) -> None:
+    model = load(make(tmp_path / "m"), lora).to(torch.bfloat16)
+    assert can_share(model, 60)
+    batch = Collator(0, labelled_only=True)(MIXED)
+    mine, _ = gradients(Sharing(), model, batch)
+    loss, _ = gradients(Parent(), model, batch)
+    assert mine == pytest.approx(loss, rel=2e-2)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

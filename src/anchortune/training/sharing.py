@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -189,7 +189,8 @@ def can_share(model: Any, longest: int) -> bool:
         return False
     device = next(bare.parameters()).device
     count = bare.get_input_embeddings().num_embeddings
-    ids = torch.arange(1, 10, device=device).repeat(3, 1) % count
+    # Tokens from all over the vocabulary: its first ones are often special, of unusual size.
+    ids = (torch.arange(1, 10, device=device) * 997).repeat(3, 1) % count
     ids[1, 6:] = (ids[1, 6:] + 3) % count
     ids[2, 2:] = (ids[2, 2:] + 5) % count
     labels = torch.where(torch.arange(9, device=device) < 5, IGNORE, ids)
@@ -208,15 +209,49 @@ def can_share(model: Any, longest: int) -> bool:
             grads = torch.autograd.grad(value, trained, allow_unused=True)
             norms = [g.float().norm() for g in grads if g is not None]
             found.append(torch.stack([value.detach().float(), *norms]))
+        heeds = bare.dtype.itemsize >= 4 or _heeds(model, sorted(ids.tolist()))
     except (AttributeError, TypeError, ValueError, RuntimeError) as error:
         logger.info("rows that begin alike are run in full: %s", error)
         return False
     finally:
         model.train(training)
-    scale = found[0].abs().max()
-    return found[0].shape == found[1].shape and bool(
-        ((found[0] - found[1]).abs() <= 1e-2 * found[0].abs() + 1e-4 * scale).all()
-    )
+    if found[0].shape != found[1].shape:
+        return False
+    return heeds and _agree(found[0], found[1], bare.dtype)
+
+
+def _heeds(model: Any, rows: list[list[int]]) -> bool:
+    """Whether what a tree's tokens may see, and where they stand, changes the loss at all.
+
+    Rounding hides in 16 bits whether a loss is the right one, but not that two are the same.
+    """
+    tree = lay_out(rows)
+    learnt = [[(at, row[at + 1]) for at in range(4, len(row) - 1)] for row in rows]
+    along = torch.arange(len(tree.ids))
+    with torch.no_grad():
+        right, *wrong = (
+            _tree_loss(model, one, learnt, 12)
+            for one in (
+                tree,
+                replace(tree, positions=along),
+                replace(tree, visible=torch.ones_like(tree.visible).tril()),
+            )
+        )
+    return all(bool(loss != right) for loss in wrong)
+
+
+def _agree(wanted: Tensor, found: Tensor, dtype: torch.dtype) -> bool:
+    """Whether a loss and the norms of its gradients are the same but for the rounding of ``dtype``.
+
+    In 16 bits two kernels of one attention differ by a fifth in single gradients and by 3 % in nine
+    of ten (SmolLM2-135M in bf16, on a CPU), so that it is nine in ten that decide.
+    """
+    apart = (wanted - found).abs()
+    if dtype.itemsize >= 4:
+        return bool((apart <= 1e-2 * wanted + 1e-4 * wanted.max()).all())
+    moved = wanted > 0
+    far = (apart[moved] > 0.1 * wanted[moved]).float().mean()
+    return bool(far <= 0.1 and apart[0] <= 2e-2 * wanted[0])
 
 
 def attach_sharing(trainer: T) -> T:

@@ -1,0 +1,100 @@
+"""Does drift off the anchor foretell the turn of the refusal direction and the fall of the probe?
+
+    for run in watched watched-asft benign harmful; do anchortune drift runs/basin/$run; done
+    python experiments/basin/foretell.py runs/basin/{watched,watched-asft,benign,harmful}
+
+By run and step: the update's energy, its part off the anchor and inside, the refusal direction's
+cosine with the one before training, and the probe's fall. Then, within each run, how well each energy
+at one look ranks the *change* to the next look: a foretelling, for over a whole run all of them
+grow. The rank correlation (Spearman) is a mean over runs with the least and the greatest of them.
+``--record`` writes all of it as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from anchortune.files import write_text
+from anchortune.report.drift import Drift
+
+CAUSES = ("energy", "off", "inside")
+EFFECTS = {"turn": "turn of the refusal direction", "fall": "fall of the probe, nats"}
+
+
+def looks(run: Path) -> list[dict[str, float]]:
+    """What is known of a run at each step that was looked at, by rising step."""
+    drift = Drift.model_validate_json((run / "drift/drift.json").read_text("utf-8"))
+    weights = {place.step: place.whole.anchor for place in drift.places if place.step is not None}
+    found: dict[int, dict[str, float]] = {}
+    for line in (run / "log.jsonl").read_text("utf-8").splitlines():
+        row = json.loads(line)
+        shares = weights.get(row.get("step"))
+        if shares is not None:
+            at = found.setdefault(row["step"], {"step": row["step"], "energy": shares.energy})
+            at |= {"off": shares.energy * shares.off, "inside": shares.energy * shares.inside}
+            if "refusal/cosine" in row:
+                at["turn"] = 1.0 - row["refusal/cosine"]
+                at["auc"] = row["refusal/auc"]
+            if "probe/fall" in row:
+                at["fall"] = row["probe/fall"]
+    return [at for _, at in sorted(found.items()) if "turn" in at and "fall" in at]
+
+
+def spearman(first: Sequence[float], second: Sequence[float]) -> float:
+    """The rank correlation of two series without ties; nan where one does not move."""
+    ranks = [np.argsort(np.argsort(values)).astype(float) for values in (first, second)]
+    if len(first) < 3:
+        return float("nan")
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
+
+
+def foretold(runs: dict[str, list[dict[str, float]]]) -> list[dict[str, object]]:
+    """By cause and effect, the rank correlation of the cause's growth with the effect's next."""
+    rows: list[dict[str, object]] = []
+    for effect in EFFECTS:
+        for cause in CAUSES:
+            within = {}
+            for name, at in runs.items():
+                grown = np.diff([0.0, *(look[cause] for look in at)])
+                moved = np.diff([0.0, *(look[effect] for look in at)])
+                within[name] = spearman(grown[:-1].tolist(), moved[1:].tolist())
+            rows.append({"effect": effect, "cause": cause, "by_run": within})
+    return rows
+
+
+def main() -> None:
+    """Prints both tables as Markdown."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("runs", nargs="+", type=Path, help="of train, after drift")
+    parser.add_argument("--record", type=Path, help="where to write it as JSON")
+    given = parser.parse_args()
+    runs = {run.name: looks(run) for run in given.runs}
+    print("| run | step | ‖U‖² | off | inside | turn | separates | fall |")
+    print("|:---|---:|---:|---:|---:|---:|---:|---:|")
+    for name, at in runs.items():
+        for look in at:
+            energies = " | ".join(f"{look[cause]:.3g}" for cause in CAUSES)
+            print(
+                f"| {name} | {look['step']:.0f} | {energies} | {look['turn']:.3f} "
+                f"| {look['auc']:.3f} | {look['fall']:.2f} |"
+            )
+    rows = foretold(runs)
+    print("\n| growth of | before the next | rank correlation, mean (least to greatest run) |")
+    print("|:---|:---|---:|")
+    for row in rows:
+        values = list(row["by_run"].values())  # type: ignore[attr-defined]
+        print(
+            f"| {row['cause']} | {EFFECTS[str(row['effect'])]} "
+            f"| {np.mean(values):+.2f} ({min(values):+.2f} to {max(values):+.2f}) |"
+        )
+    if given.record is not None:
+        write_text(given.record, json.dumps({"looks": runs, "foretold": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
