@@ -143,7 +143,8 @@ def test_pictures_say_what_they_show() -> None:
         "incoherent", "EPL  −α: 0.163 (0.143–0.179)", "10 points over α = 0",
     ):  # fmt: skip
         assert said in made["curves"]
-    assert "sft, step 200, 96 % off the plane" in made["map"]
+    assert "sft, step 200" in made["map"]
+    assert "96 % off the plane" in made["map"]
     assert "38 times enlarged" in made["map"]
     assert "enlarged" not in texts(pictures(basin())["map"]())
 

@@ -189,7 +189,7 @@ def _names(axes: Any, paths: Sequence[Trajectory], looks: Sequence[Style]) -> No
     points: list[tuple[float, float, str, str | None]] = [(0.0, 0.0, "start", None)]
     lines: list[tuple[float, float, float, float]] = []
     for path, look in zip(paths, looks, strict=True):
-        off = f", {100 * path.off_plane[-1]:.0f} % off the plane" if path.off_plane else ""
+        off = f"\n{100 * path.off_plane[-1]:.3g} % off the plane" if path.off_plane else ""
         text = f"{path.label}, step {path.steps[-1]}{off}"
         points.append((path.x[-1], path.y[-1], text, look.colour))
         points += [(x, y, "", None) for x, y in zip(path.x[1:-1], path.y[1:-1], strict=True)]
