@@ -9,6 +9,7 @@ import pytest
 
 from anchortune.config import AlignConfig, TrainConfig
 from anchortune.config_io import load_config
+from anchortune.evaluation.config import EvalConfig
 from anchortune.landscape.config import BasinConfig
 
 FOLDER = Path(__file__).parents[1] / "experiments" / "basin"
@@ -39,12 +40,16 @@ def test_the_basins_are_read_and_the_map_shows_trainings_whose_commands_are_give
     assert whole.scale == "whole"
     plain, *others = over_two.maps[0].runs.values()
     assert plain == load_config(FOLDER / "watched.yaml", TrainConfig).output
-    commands = (FOLDER / "map.yaml").read_text("utf-8")
-    assert all(f"--set output={run}\n" in commands for run in others)
+    commands = (FOLDER / "README.md").read_text("utf-8")
+    assert all(f"--set output={run} " in commands for run in others)
+    asked = load_config(FOLDER / "eval.yaml", EvalConfig).models
+    assert [model.run for model in asked.values()] == [None, plain, *others]
 
 
 def test_every_config_is_one_of_them_and_the_watched_run_watches() -> None:
     config = load_config(FOLDER / "watched.yaml", TrainConfig)
     assert config.activations is not None
     assert config.machine.keep_checkpoints
-    assert len(list(FOLDER.glob("*.yaml"))) == 12 + len(("watched", "small", "map", "whole"))
+    assert len(list(FOLDER.glob("*.yaml"))) == 12 + len(
+        ("watched", "small", "map", "whole", "eval")
+    )

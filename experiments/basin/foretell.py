@@ -4,10 +4,10 @@
     python experiments/basin/foretell.py runs/basin/{watched,watched-asft,benign,harmful}
 
 By run and step: the update's energy, its part off the anchor and inside, the refusal direction's
-cosine with the one before training, and the probe's fall. Then, within each run, how well each energy
-at one look ranks the *change* to the next look: a foretelling, for over a whole run all of them
-grow. The rank correlation (Spearman) is a mean over runs with the least and the greatest of them.
-``--record`` writes all of it as JSON.
+cosine with the one before training, and the probe's fall. Then, within each run, how well each
+energy at one look ranks the *change* to the next look: a foretelling, for over a whole run all of
+them grow. The rank correlation (Spearman) is a mean over runs with the least and the greatest of
+them. ``--record`` writes all of it as JSON, ``--plot`` the fall and the turn over the energies.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from anchortune.files import write_text
+from anchortune.files import atomic_path, write_text
 from anchortune.report.drift import Drift
+from anchortune.report.sweep_drawing import styles
 
 CAUSES = ("energy", "off", "inside")
 EFFECTS = {"turn": "turn of the refusal direction", "fall": "fall of the probe, nats"}
@@ -67,11 +68,39 @@ def foretold(runs: dict[str, list[dict[str, float]]]) -> list[dict[str, object]]
     return rows
 
 
+def plot(runs: dict[str, list[dict[str, float]]], path: Path) -> None:
+    """Draws each effect over the update's energy, all of it and the part off the anchor."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.4, 6.2), layout="constrained")
+    looked_at = styles(list(runs))
+    panels = figure.subplots(len(EFFECTS), 2, sharex="col", sharey="row")
+    causes = {"energy": "energy of the update, ‖U‖²", "off": "its part off the anchor"}
+    for line, (effect, effect_name) in zip(panels, EFFECTS.items(), strict=True):
+        line[0].set_ylabel(effect_name)
+        for axes, cause in zip(line, causes, strict=True):
+            for name, at in runs.items():
+                look = looked_at[name]
+                axes.plot(
+                    [one[cause] for one in at], [one[effect] for one in at], label=name,
+                    color=look.colour, marker=look.marker, ms=4, lw=1.2,
+                )  # fmt: skip
+            axes.set_xscale("log")
+            axes.grid(alpha=0.25)
+            axes.spines[["top", "right"]].set_visible(False)
+    for axes, cause_name in zip(panels[-1], causes.values(), strict=True):
+        axes.set_xlabel(cause_name)
+    panels[0, 0].legend(frameon=False, fontsize=8)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=150, format=path.suffix[1:])
+
+
 def main() -> None:
     """Prints both tables as Markdown."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("runs", nargs="+", type=Path, help="of train, after drift")
     parser.add_argument("--record", type=Path, help="where to write it as JSON")
+    parser.add_argument("--plot", type=Path, help="where to draw it: .png or .svg")
     given = parser.parse_args()
     runs = {run.name: looks(run) for run in given.runs}
     print("| run | step | ‖U‖² | off | inside | turn | separates | fall |")
@@ -94,6 +123,8 @@ def main() -> None:
         )
     if given.record is not None:
         write_text(given.record, json.dumps({"looks": runs, "foretold": rows}, indent=1) + "\n")
+    if given.plot is not None:
+        plot(runs, given.plot)
 
 
 if __name__ == "__main__":
