@@ -65,8 +65,11 @@ def test_basin() -> None:
         smaller={"anchortune basin --model": small},
         left_out=dict.fromkeys(
             [
-                "anchortune basin experiments", "anchortune eval", "anchortune drift",
-                "anchortune separate", "python experiments/basin/foretell.py",
+                "anchortune basin experiments",
+                "anchortune eval",
+                "anchortune drift",
+                "anchortune separate",
+                "python experiments/basin/foretell.py",
             ],
             "minutes of a real model",
         ),
