@@ -66,7 +66,7 @@ def test_basin() -> None:
         left_out=dict.fromkeys(
             [
                 "anchortune basin experiments",
-                "anchortune eval",
+                "anchortune align",
                 "anchortune drift",
                 "anchortune separate",
                 "python experiments/basin/foretell.py",
