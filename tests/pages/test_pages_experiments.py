@@ -29,7 +29,7 @@ SMALL = [
 GRPO = [*SMALL, "grpo.group=4", "grpo.max_prompts=8", "grpo.max_new_tokens=4",
         "machine.micro_batch_size=4"]  # fmt: skip
 REAL = [
-    "anchortune anchor build", "anchortune basin", "anchortune eval", "anchortune drift",
+    "anchortune anchor", "anchortune basin", "anchortune eval", "anchortune drift",
     "anchortune separate", "python experiments/basin/foretell.py",
     "anchortune train experiments/basin/watched.yaml --set",
 ]  # fmt: skip
