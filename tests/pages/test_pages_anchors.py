@@ -51,7 +51,7 @@ def test_one_anchor() -> None:
 def test_basin() -> None:
     run_command(HARMFUL)
     shutil.move("runs/mine", "runs/sft")
-    take("results/basin")
+    take("results/basin", "results/small-near-safety")
     small = [
         "alpha_max=0.1", "alpha_min=0.05", "grid=3", "draws=1", 'sides=["+"]', "bootstrap=20",
         "generation.max_new_tokens=4", "machine.device=cpu", "selection_frac=0",
@@ -67,6 +67,7 @@ def test_basin() -> None:
             [
                 "anchortune basin experiments",
                 "anchortune align",
+                "anchortune sweep",
                 "anchortune drift",
                 "anchortune separate",
                 "python experiments/basin/foretell.py",
@@ -74,7 +75,7 @@ def test_basin() -> None:
             "minutes of a real model",
         ),
     )
-    assert len(printed) == 4
+    assert len(printed) == 5
     assert Path("runs/basin/map.png").is_file()
     run_command("anchortune basin --redraw runs/basin")
 
