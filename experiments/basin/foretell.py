@@ -1,8 +1,8 @@
 """Does drift off the anchor foretell the turn of the refusal direction and the fall of the probe?
 
-    for run in watched watched-asft benign harmful; do anchortune drift runs/basin/$run; done
-    python experiments/basin/foretell.py runs/basin/{watched,watched-asft,benign,harmful}
+    python experiments/basin/foretell.py runs/basin/watched runs/basin/watched-asft
 
+The runs watched activations and probe, and ``anchortune drift`` looked at them: see README.md.
 By run and step: the update's energy, its part off the anchor and inside, the refusal direction's
 cosine with the one before training, and the probe's fall. Then, within each run, how well each
 energy at one look ranks the *change* to the next look: a foretelling, for over a whole run all of
@@ -36,8 +36,9 @@ def looks(run: Path) -> list[dict[str, float]]:
         row = json.loads(line)
         shares = weights.get(row.get("step"))
         if shares is not None:
-            at = found.setdefault(row["step"], {"step": row["step"], "energy": shares.energy})
-            at |= {"off": shares.energy * shares.off, "inside": shares.energy * shares.inside}
+            energy = shares.energy
+            start = {"step": row["step"], "energy": energy, "off": energy * shares.off}
+            at = found.setdefault(row["step"], start | {"inside": energy * shares.inside})
             if "refusal/cosine" in row:
                 at["turn"] = 1.0 - row["refusal/cosine"]
                 at["auc"] = row["refusal/auc"]
@@ -47,10 +48,10 @@ def looks(run: Path) -> list[dict[str, float]]:
 
 
 def spearman(first: Sequence[float], second: Sequence[float]) -> float:
-    """The rank correlation of two series without ties; nan where one does not move."""
-    ranks = [np.argsort(np.argsort(values)).astype(float) for values in (first, second)]
+    """The rank correlation of two series without ties; nan of fewer than three places."""
     if len(first) < 3:
         return float("nan")
+    ranks = [np.argsort(np.argsort(values)) for values in (first, second)]
     return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
 
 

@@ -18,9 +18,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from align_data import key, pools, prompt_of, read_json
+from align_data import key, pools, read_json
 
-from anchortune.config_mix import CUE
 from anchortune.files import write_text
 
 #: A request is of a field if it has one of these words; a word may be of several fields.
@@ -45,22 +44,21 @@ def fields(request: str) -> list[str]:
 
 def near(data: Path) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
     """(rows to train on, requests to ask), each request once."""
-    kept_out = {
+    safe, helpful = pools(data)
+    trained = {
+        key(request): {"prompt": request, "response": answer}
+        for request, answer in helpful
+        if fields(request) and answer.strip()
+    }
+    kept_out = {key(request) for request, _ in [*safe, *helpful]} | {
         key(row["instruction"]) for row in read_json(data / "asft/eval/saved_dataset_250.json")
     }
-    trained: dict[str, dict[str, str]] = {}
-    for name in ("alpaca_1k_p_0.json", "alpaca_2.5k_p_0.1.json"):
-        for row in read_json(data / "asft/train" / name):
-            request = prompt_of(row)
-            if not request.endswith(CUE) and fields(request) and row["output"].strip():
-                trained.setdefault(key(request), {"prompt": request, "response": row["output"]})
-    kept_out |= trained.keys() | {key(request) for pool in pools(data) for request, _ in pool}
     asked: dict[str, dict[str, str]] = {}
     for row in read_json(data / "refusal_direction/harmless_val.json"):
         request = row["instruction"]
-        if found := fields(request):
+        if (found := fields(request)) and key(request) not in kept_out:
             asked.setdefault(key(request), {"prompt": request, "category": found[0]})
-    return in_order(trained), in_order({k: v for k, v in asked.items() if k not in kept_out})
+    return in_order(trained), in_order(asked)
 
 
 def in_order(rows: Mapping[str, dict[str, str]]) -> list[dict[str, str]]:
