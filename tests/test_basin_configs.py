@@ -51,5 +51,5 @@ def test_every_config_is_one_of_them_and_the_watched_run_watches() -> None:
     assert config.activations is not None
     assert config.machine.keep_checkpoints
     assert len(list(FOLDER.glob("*.yaml"))) == 12 + len(
-        ("watched", "small", "map", "whole", "eval")
+        ("watched", "small", "map", "whole", "eval", "eval-aligned")
     )

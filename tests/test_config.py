@@ -9,6 +9,7 @@ import pytest
 from anchortune.config import AlignConfig, TrainConfig
 from anchortune.config_io import dump_yaml, load_config
 from anchortune.errors import ConfigError
+from anchortune.evaluation.config import EvalConfig
 
 BASE = "model: {path: m}\ndata: {path: d.json}\noutput: o\n"
 
@@ -90,6 +91,21 @@ def test_every_mistake_is_one_sentence_that_names_the_key(load, text, overrides,
     else:
         assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("{path: m, base: b}", "unknown key 'models.plain-sft.base'; known here: path,"),
+        ("{path: m, adaptr: a}", "unknown key 'models.plain-sft.adaptr'; did you mean 'adapter'?"),
+        ("{path: 3}", "models.plain-sft.path: expected a text or null, found the number 3"),
+    ],
+)
+def test_a_key_below_a_name_of_the_users_own_is_named_in_full(load, model, message) -> None:
+    text = f"models: {{plain-sft: {model}}}\nharm: [{{path: h}}]\njudges: [refusal]\noutput: o\n"
+    with pytest.raises(ConfigError) as caught:
+        load(text, kind=EvalConfig)
+    assert message in str(caught.value)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

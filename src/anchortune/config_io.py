@@ -316,12 +316,15 @@ def _walk(kind: type[BaseModel], location: Sequence[str | int]) -> tuple[list[st
     for step in location:
         models = [p for p in _parts(here) if _is_section(p)]
         lists = [p for p in _parts(here) if typing.get_origin(p) is list]
+        mappings = [p for p in _parts(here) if typing.get_origin(p) is dict]
         member = _tagged(models, step)
         if member is not None:
             here = holder = member
             continue
         if isinstance(step, int) and lists:
             here = typing.get_args(lists[0])[0]
+        elif isinstance(step, str) and mappings:
+            here = typing.get_args(mappings[0])[1]
         elif models and step in models[0].model_fields:
             holder = models[0]
             here = _annotation(holder, str(step))
