@@ -75,7 +75,7 @@ def test_basin() -> None:
             "minutes of a real model",
         ),
     )
-    assert len(printed) == 5
+    assert len(printed) == 6
     assert Path("runs/basin/map.png").is_file()
     run_command("anchortune basin --redraw runs/basin")
 
