@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 from itertools import product
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from anchortune.config import AlignConfig, TrainConfig
 from anchortune.config_io import load_config
@@ -53,3 +56,20 @@ def test_every_config_is_one_of_them_and_the_watched_run_watches() -> None:
     assert len(list(FOLDER.glob("*.yaml"))) == 12 + len(
         ("watched", "small", "map", "whole", "eval", "eval-aligned")
     )
+
+
+def test_the_place_of_the_base_is_the_length_of_the_difference_by_that_of_the_weight(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    base_place = importlib.import_module("base_place")
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base/config.json").write_text("{}", "utf-8")
+    weights = {"a.weight": torch.full((2, 2), 5.0), "b.weight": torch.full((2, 2), 2.0)}
+    save_file(weights, tmp_path / "base/model.safetensors")
+    save_file(
+        {"a.sigma": torch.tensor([0.6, 0.8]), "b.sigma": torch.tensor([2.0])},
+        tmp_path / "anchor.safetensors",
+    )
+    found = base_place.places(str(tmp_path / "base"), tmp_path / "anchor.safetensors")
+    assert found == pytest.approx([-0.1, -0.5])

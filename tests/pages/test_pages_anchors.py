@@ -70,7 +70,7 @@ def test_basin() -> None:
                 "anchortune sweep",
                 "anchortune drift",
                 "anchortune separate",
-                "python experiments/basin/foretell.py",
+                "python experiments/basin",
             ],
             "minutes of a real model",
         ),

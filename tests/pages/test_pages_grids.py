@@ -52,13 +52,15 @@ def test_tables() -> None:
 
 @pytest.mark.usefixtures("at_home")
 def test_results() -> None:
-    take("results/small-defences", "results/small-lambda")
+    take(
+        "results/small-defences", "results/small-lambda", "results/small-learning-rate",
+        "results/small-poison",
+    )  # fmt: skip
     hours = "hours of a real model; tests/jobs checks its cells"
     printed = run_page(
         "docs/results.md",
         left_out={
-            "anchortune sweep experiments/small/defences.yaml": hours,
-            "anchortune sweep experiments/small/lambda.yaml": hours,
+            "anchortune sweep experiments/small": hours,
             "anchortune anchor build --aligned experiments/small": "of a training of minutes",
             "anchortune anchor compare anchor": "of two anchors of a training of minutes",
             ".venv/bin/anchortune eval experiments/authors-data": "needs sets that are fetched",
