@@ -256,6 +256,18 @@ def test_end_to_end_with_a_map_and_a_run_over_it(
     assert Basin.model_validate_json(again.stdout) == found
 
 
+def test_flags_alone_can_name_an_adapter_of_the_model(
+    tmp_path: Path, llama_aligned: Path, anchors: tuple[Path, Path], judge: CountingJudge,
+    lora_run: Path,
+) -> None:  # fmt: skip
+    flags = [
+        "basin", "--model", str(llama_aligned), "--set", f"model.adapter={lora_run / 'adapter'}",
+        "--prompts", str(data(tmp_path / "data")["harm"]), "--judge", "builtin", "--anchor",
+        str(anchors[0]), "--set", "part=all", "-o", str(tmp_path / "o"), "--dry-run",
+    ]  # fmt: skip
+    assert "6 malicious prompts" in CliRunner().invoke(app, flags, catch_exceptions=False).stdout
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

@@ -30,7 +30,8 @@ GRPO = [*SMALL, "grpo.group=4", "grpo.max_prompts=8", "grpo.max_new_tokens=4",
         "machine.micro_batch_size=4"]  # fmt: skip
 REAL = [
     "anchortune anchor", "anchortune basin", "anchortune eval", "anchortune drift",
-    "anchortune separate", "python experiments/basin/foretell.py", "python experiments/basin/base_place.py",
+    "anchortune separate", "python experiments/basin/foretell.py",
+    "python experiments/basin/base_place.py",
     "anchortune train experiments/basin/watched.yaml --set",
 ]  # fmt: skip
 FETCHED = "downloads; tests/test_fetch.py has its parts"
