@@ -66,6 +66,7 @@ def test_basin() -> None:
         left_out=dict.fromkeys(
             [
                 "anchortune basin experiments",
+                "anchortune basin --model package:",
                 "anchortune align",
                 "anchortune sweep",
                 "anchortune drift",
