@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 
 from anchortune.errors import AnchortuneError
+from anchortune.report import sweep_plots
 from anchortune.report.runs import RunRecord
 from anchortune.report.sweep_format import render
 from anchortune.report.sweep_grid import lay_out
@@ -348,3 +350,19 @@ def test_what_is_amiss_is_listed_entry_by_entry() -> None:
     text = render(build(runs, TableOptions()), "markdown")
     assert "asft, sst2, seed 7 (It stopped); lisa, sst2, seed 7 (It stopped)." in text
     assert text.splitlines()[6].startswith("Per cent, seed 7, 95 % interval.")
+
+
+@pytest.mark.parametrize(
+    ("values", "slanted"),
+    [
+        ([0.0, 0.05, 0.1, 0.2, 0.6], True),
+        ([0.0, 0.1, 0.2, 0.6], False),
+        ([0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0], False),  # a logarithmic axis has room for them
+        ([1.0], False),
+    ],
+)
+def test_ticks_that_are_near_each_other_are_slanted(values: list[float], slanted: bool) -> None:
+    axes = Figure().add_subplot()
+    axes.set_xlim(min(values), max(values) + 1)
+    sweep_plots._scale(axes, "p", {f"{value:g}": value for value in values})
+    assert {label.get_rotation() for label in axes.get_xticklabels()} == {60 if slanted else 0}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,6 +40,7 @@ from anchortune.untrusted import shown
 ENDINGS = (".png", ".svg", ".pdf")
 _DEFENCE = "defence"
 _MOST_NAMES = 12  # of more arms a panel shows numbers, and a legend beside it their names
+_NARROW = 0.13  # of the axis: ticks that are nearer to each other are written slantwise
 
 
 @dataclass(frozen=True)
@@ -334,7 +336,10 @@ def _scale(axes: Any, name: str, xs: Mapping[str, float]) -> None:
         axes.set_xscale("log")
     elif min(xs.values()) == 0 and spread >= 100:
         axes.set_xscale("symlog", linthresh=min(positive), linscale=0.5)
-    axes.set_xticks(list(xs.values()), list(xs), rotation=0 if len(xs) <= 8 else 60)
+    places = sorted(axes.xaxis.get_transform().transform(list(xs.values())))
+    gaps = [after - before for before, after in pairwise(places)]
+    crowded = bool(gaps) and min(gaps) < _NARROW * (places[-1] - places[0])
+    axes.set_xticks(list(xs.values()), list(xs), rotation=60 if crowded else 0)
     axes.minorticks_off()
     axes.set_xlabel(_axis_name(name))
 
