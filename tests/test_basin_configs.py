@@ -10,10 +10,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from anchortune.anchor.anchor import Anchor
 from anchortune.config import AlignConfig, TrainConfig
 from anchortune.config_io import load_config
 from anchortune.evaluation.config import EvalConfig
 from anchortune.landscape.config import BasinConfig
+from anchortune.maths.factors import Factors
 
 FOLDER = Path(__file__).parents[1] / "experiments" / "basin"
 
@@ -67,9 +69,12 @@ def test_the_place_of_the_base_is_the_length_of_the_difference_by_that_of_the_we
     (tmp_path / "base/config.json").write_text("{}", "utf-8")
     weights = {"a.weight": torch.full((2, 2), 5.0), "b.weight": torch.full((2, 2), 2.0)}
     save_file(weights, tmp_path / "base/model.safetensors")
-    save_file(
-        {"a.sigma": torch.tensor([0.6, 0.8]), "b.sigma": torch.tensor([2.0])},
-        tmp_path / "anchor.safetensors",
-    )
+    modules = {
+        module: Factors(
+            torch.eye(2, len(sigma)), torch.tensor(sigma), torch.eye(2, len(sigma)), norm
+        )
+        for module, sigma, norm in (("a", [0.8, 0.6], 1.0), ("b", [2.0], 2.0))
+    }
+    Anchor(modules).save(tmp_path / "anchor.safetensors")
     found = base_place.places(str(tmp_path / "base"), tmp_path / "anchor.safetensors")
     assert found == pytest.approx([-0.1, -0.5])

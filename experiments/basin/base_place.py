@@ -15,24 +15,19 @@ import math
 import statistics
 from pathlib import Path
 
-from safetensors import safe_open
-
+from anchortune.anchor.format import read_anchor
 from anchortune.checkpoints.source import open_checkpoint
-
-SUFFIX = ".sigma"
 
 
 def places(base: str, anchor: Path) -> list[float]:
-    """α of the base in each weight of the anchor, whose singular values give dW's length."""
+    """α of the base in each weight of the anchor, along the kept part of its dW."""
     checkpoint = open_checkpoint(base)
+    modules, _ = read_anchor(anchor)
     found = []
-    with safe_open(anchor, "pt") as file:
-        for key in sorted(name for name in file.keys() if name.endswith(SUFFIX)):  # noqa: SIM118
-            weight = f"{key.removesuffix(SUFFIX)}.weight"
-            length = math.sqrt(
-                sum(float(block.square().sum()) for block in checkpoint.blocks(weight))
-            )
-            found.append(-float(file.get_tensor(key).norm()) / length)
+    for module, factors in modules.items():
+        blocks = checkpoint.blocks(f"{module}.weight")
+        length = math.sqrt(sum(float(block.square().sum()) for block in blocks))
+        found.append(-float(factors.sigma.norm()) / length)
     return found
 
 

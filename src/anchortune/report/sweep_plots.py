@@ -337,8 +337,8 @@ def _scale(axes: Any, name: str, xs: Mapping[str, float]) -> None:
     elif min(xs.values()) == 0 and spread >= 100:
         axes.set_xscale("symlog", linthresh=min(positive), linscale=0.5)
     places = sorted(axes.xaxis.get_transform().transform(list(xs.values())))
-    gaps = [after - before for before, after in pairwise(places)]
-    crowded = bool(gaps) and min(gaps) < _NARROW * (places[-1] - places[0])
+    narrow = _NARROW * (places[-1] - places[0])
+    crowded = any(after - before < narrow for before, after in pairwise(places))
     axes.set_xticks(list(xs.values()), list(xs), rotation=60 if crowded else 0)
     axes.minorticks_off()
     axes.set_xlabel(_axis_name(name))
