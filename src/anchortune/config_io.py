@@ -126,15 +126,17 @@ def assign(tree: dict[str, Any], item: str) -> None:
         index: Any = key
         if isinstance(node, list):
             if not _POSITION.fullmatch(key) or int(key) >= len(node):
+                there = f"(0 to {len(node) - 1})" if node else "(it is empty)"
                 raise ConfigError(
                     f"--set {item}: {'.'.join(keys[:depth])} is a list of {len(node)}; "
-                    f"'{key}' is not one of its positions (0 to {len(node) - 1})."
-                    "; choose one of them"
+                    f"'{key}' is not one of its positions {there}."
                 )
             index = int(key)
         elif not isinstance(node, dict):
+            above = ".".join(keys[:depth])
             raise ConfigError(
-                f"--set {item}: {'.'.join(keys[:depth])} holds no keys; set it as a whole."
+                f"--set {item}: {above} is {_describe(node)}, which holds no keys; set it as "
+                f"a whole, --set '{above}={{…}}'."
             )
         if depth == len(keys) - 1:
             node[index] = value
