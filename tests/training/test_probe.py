@@ -166,6 +166,22 @@ def test_lambda_rises_while_the_probe_has_fallen_too_far_and_falls_while_it_hold
     assert trainer._asft.schedule.lam == pytest.approx(2.0)  # after the last fall, of 1.5
 
 
+def test_a_lambda_that_can_rise_no_more_is_warned_of_once(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    probe = Script(folder, [10.0, 0.0, 5.0, 9.5, 0.0, 0.0, 0.0])
+    trainer = InOrder(adapted(folder), arguments(tmp_path), train_dataset=Rows())
+    attach(trainer, anchor_for(folder), lam="auto", probe=probe, probe_target=1.0)
+    trainer._asft.schedule = ProbeLambda(1.0, highest=4.0)
+    with caplog.at_level(logging.WARNING, logger="anchortune"):
+        trainer.train()
+    told = [line.getMessage() for line in caplog.records if "highest" in line.getMessage()]
+    assert len(told) == 1
+    assert told[0].startswith("probe: at step 2 λ has come to its highest, 4, and the margin")
+    assert "5.00 nats below" in told[0]
+    assert "penalty.lam_inside" in told[0]
+
+
 def test_a_probe_beside_a_fixed_lambda_or_a_budget_only_watches(
     folder: Path, tmp_path: Path
 ) -> None:

@@ -55,6 +55,7 @@ class _Watch:
         self.before: float | None = None
         self.unlogged: dict[str, float] = {}
         self.below = False
+        self.spent = False
         self.stop: ProbeStop | None = None
 
     def fall(self, reading: Reading) -> float:
@@ -101,6 +102,19 @@ class _Watch:
             )
         return fall
 
+    def steer(self, schedule: ProbeLambda, step: int, fall: float) -> None:
+        """Moves λ; warns once where a greater λ cannot help, as the update is free of it."""
+        schedule.observe(fall)
+        if schedule.is_spent(fall) and not self.spent:
+            self.spent = True
+            logger.warning(
+                "probe: at step %d λ has come to its highest, %g, and the margin still lies %.2f "
+                "nats below that before training (probe_target %g): what is learnt lies where the "
+                "penalty leaves it free; bound that too with penalty.lam_inside, take operator "
+                "'gram', or raise penalty.probe_target",
+                step, schedule.lam, fall, schedule.target,
+            )  # fmt: skip
+
 
 class _Looks(TrainerCallback):  # type: ignore[misc]
     """Looks before the first step and every so many after it."""
@@ -123,7 +137,7 @@ class _Looks(TrainerCallback):  # type: ignore[misc]
         fall = watch.look(state.global_step, self._trainer.model)
         steered = getattr(getattr(self._trainer, "_asft", None), "schedule", None)
         if isinstance(steered, ProbeLambda):
-            steered.observe(fall)
+            watch.steer(steered, state.global_step, fall)
         if watch.stop is not None:
             control.should_log = True  # and raise once that is written
 

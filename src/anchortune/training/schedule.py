@@ -169,6 +169,10 @@ class ProbeLambda(_Steered):
         """
         self._move((fall - self.target) / self.target)
 
+    def is_spent(self, fall: float) -> bool:
+        """Whether λ is as high as it goes and the margin has still fallen by more than asked."""
+        return self._lam >= self._highest and not fall <= self.target
+
     def state_dict(self) -> dict[str, float]:
         """λ as it stands, and what it is steered to."""
         return {"lam": self._lam, "probe_target": self.target}
