@@ -10,6 +10,7 @@ from anchortune.config import AlignConfig, TrainConfig
 from anchortune.config_io import dump_yaml, load_config
 from anchortune.errors import ConfigError
 from anchortune.evaluation.config import EvalConfig
+from anchortune.landscape.config import BasinConfig
 
 BASE = "model: {path: m}\ndata: {path: d.json}\noutput: o\n"
 
@@ -91,6 +92,24 @@ def test_every_mistake_is_one_sentence_that_names_the_key(load, text, overrides,
     else:
         assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_set_reaches_the_keys_of_a_section_that_one_text_names(load) -> None:
+    config = load(
+        BASE + "anchor: a\ndefence: [lox, safe-lora]\n",
+        "anchor.revision=main", "defence.1.threshold=0.2",
+    )  # fmt: skip
+    assert (config.anchor.path, config.anchor.revision) == ("a", "main")
+    assert config.defence[1].threshold == 0.2
+    assert load(BASE + "defence: lisa", "defence.rho=0.5").defence[0].rho == 0.5
+    basin = load(
+        "model: m\nharm: {path: h}\njudge: builtin\nanchor: a\noutput: o\ntasks: [sst2]\n",
+        "model.adapter=x", "judge.min_confidence=0.7", "tasks.0.max_items=3",
+        kind=BasinConfig,
+    )  # fmt: skip
+    assert (basin.model.path, basin.model.adapter) == ("m", ["x"])
+    assert (basin.judge.name, basin.judge.min_confidence) == ("builtin", 0.7)
+    assert (basin.tasks[0].name, basin.tasks[0].max_items) == ("sst2", 3)
 
 
 @pytest.mark.parametrize(

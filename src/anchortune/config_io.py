@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from anchortune.config import PRESETS
 from anchortune.deprecations import with_new_keys
 from anchortune.errors import ConfigError
+from anchortune.sections import Shorthand
 
 Config = TypeVar("Config", bound=BaseModel)
 _POSITION = re.compile(r"[0-9]{1,9}")
@@ -110,8 +111,14 @@ def _count(value: Any, above: tuple[int, ...], known: dict[int, int]) -> int:
     return known[place]
 
 
-def assign(tree: dict[str, Any], item: str) -> None:
+def assign(tree: dict[str, Any], item: str, kind: type[BaseModel] | None = None) -> None:
     """Puts one ``key.path=value`` of ``--set`` into a tree of plain values.
+
+    Args:
+        tree: is changed.
+        item: the value in YAML.
+        kind: what the tree is to become: a section that it names by one text (``model: NAME``) is
+            spelt out where a key of it is set.
 
     Raises:
         ConfigError: no such form, or a key under what holds none.
@@ -143,7 +150,25 @@ def assign(tree: dict[str, Any], item: str) -> None:
         else:
             if isinstance(node, dict) and node.get(index) is None:
                 node[index] = {}
+            elif kind is not None and isinstance(node[index], str):
+                node[index] = _spelt_out(node[index], kind, keys[: depth + 1])
             node = node[index]
+
+
+def _spelt_out(text: str, kind: type[BaseModel], keys: Sequence[str]) -> Any:
+    """The section that ``text`` stands for at a place of the config, or the text."""
+    places = [int(key) if _POSITION.fullmatch(key) else key for key in keys]
+    path, here, _ = _walk(kind, places)
+    if len(path) < len(keys):
+        return text
+    while typing.get_origin(here) is not None:  # Annotated, within unions or around them
+        for mark in getattr(here, "__metadata__", ()):
+            made = getattr(mark, "func", None)
+            if isinstance(made, Shorthand):
+                return made(text)
+        parts = [part for part in typing.get_args(here) if part is not type(None)]
+        here = parts[0] if parts else None
+    return text
 
 
 def _under(file: dict[str, Any], preset: dict[str, Any]) -> dict[str, Any]:
@@ -203,22 +228,11 @@ def load_config(path: str | Path, kind: type[Config], overrides: Sequence[str] =
         ConfigError: no such file, not YAML, an unknown key, a wrong type or value.
     """
     tree = _read_tree(Path(path))
-    chained = "defence" in kind.model_fields
-    for item in ["", *overrides]:
-        if item:
-            assign(tree, item)
-        if chained and "defence" in tree:  # so that --set reaches the keys of a method
-            tree["defence"] = _spelt_out(tree["defence"])
+    for item in overrides:
+        assign(tree, item, kind)
     if "preset" in kind.model_fields:
         tree = with_preset(tree)
     return validate(tree, kind, str(path))
-
-
-def _spelt_out(chain: Any) -> Any:
-    """``lisa`` as ``{name: lisa}``, in a list too."""
-    if isinstance(chain, list):
-        return [_spelt_out(entry) for entry in chain]
-    return {"name": chain} if isinstance(chain, str) else chain
 
 
 def with_preset(tree: dict[str, Any]) -> dict[str, Any]:
@@ -232,9 +246,8 @@ def with_preset(tree: dict[str, Any]) -> dict[str, Any]:
         return tree
     below = PRESETS[preset]
     if "defence" in tree and "penalty" not in tree:
-        chain = _spelt_out(tree["defence"])
-        listed = chain if isinstance(chain, list) else [chain]
-        names = [entry.get("name") for entry in listed if isinstance(entry, dict)]
+        chain = tree["defence"] if isinstance(tree["defence"], list) else [tree["defence"]]
+        names = [entry.get("name") if isinstance(entry, dict) else entry for entry in chain]
         if "asft" not in names and "asft-alt" not in names:
             below = {key: value for key, value in below.items() if key != "penalty"}
     return _under(tree, below)

@@ -38,9 +38,20 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+class Shorthand:
+    """What makes ``{key: text}`` of a text, and leaves all else as it is."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+
+    def __call__(self, value: Any) -> Any:
+        """The section, or the value."""
+        return {self.key: value} if isinstance(value, str) else value
+
+
 def shorthand(key: str) -> Any:
     """Lets ``builtin`` stand for ``{name: builtin}``."""
-    return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
+    return BeforeValidator(Shorthand(key))
 
 
 def _an_address(url: str) -> str:

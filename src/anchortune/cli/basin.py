@@ -69,8 +69,7 @@ def basin(
     from anchortune.errors import ConfigError
 
     plain = {
-        # By itself the flag is a key of a section, so that `--set model.adapter=…` can go with it.
-        "model.path" if config is None else "model": model, "anchor": anchor,
+        "model": model, "anchor": anchor,
         "harmful_anchor": harmful_anchor, "alpha_max": alpha_max, "tolerance": tolerance,
         "draws": draws, "scale": scale, "grid": grid, "output": output,
     }  # fmt: skip
@@ -108,7 +107,7 @@ def _config(path: Path | None, items: list[str]) -> BasinConfig:
         return load_config(path, BasinConfig, items)
     tree: dict[str, Any] = {}
     for item in items:
-        assign(tree, item)
+        assign(tree, item, BasinConfig)
     return validate(tree, BasinConfig, "the flags")
 
 

@@ -55,7 +55,7 @@ def screen(
 
     tree: dict[str, Any] = {}
     for item in source or []:
-        assign(tree, item)
+        assign(tree, item, DataSection)
     section = validate(tree | {"path": data}, DataSection, "--set")
     machine = validate({"device": device}, EvalMachine, "--device")
     asked = read_judge(judge)
