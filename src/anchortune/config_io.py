@@ -133,10 +133,10 @@ def assign(tree: dict[str, Any], item: str, kind: type[BaseModel] | None = None)
         index: Any = key
         if isinstance(node, list):
             if not _POSITION.fullmatch(key) or int(key) >= len(node):
-                there = f"(0 to {len(node) - 1})" if node else "(it is empty)"
+                mend = f"choose one of 0 to {len(node) - 1}" if node else "set it as a whole"
                 raise ConfigError(
                     f"--set {item}: {'.'.join(keys[:depth])} is a list of {len(node)}; "
-                    f"'{key}' is not one of its positions {there}."
+                    f"'{key}' is not one of its positions; {mend}."
                 )
             index = int(key)
         elif not isinstance(node, dict):
