@@ -80,8 +80,10 @@ def load(tmp_path: Path):
         ("a: !!python/object:os.system {}", [], "not valid YAML"),
         (BASE, ["seed"], "--set seed: expected key.path=value"),
         (BASE, ["seed.x=1"], "--set seed.x=1"),
-        (BASE + "seed: 3\n", ["seed.x=1"], "--set seed.x=1: seed is the number 3, which"),
-        ("data: [{path: a}]", ["data.1.path=b"], "its positions; choose one of 0 to 0."),
+        (BASE + "seed: 3\n", ["seed.x=1"],
+         "--set seed.x=1: seed is the number 3, which holds no keys; set it as a whole"),
+        ("data: [{path: a}]", ["data.1.path=b"],
+         "data is a list of 1; '1' is not one of its positions; choose one of 0 to 0."),
     ],
 )  # fmt: skip
 def test_every_mistake_is_one_sentence_that_names_the_key(load, text, overrides, message) -> None:

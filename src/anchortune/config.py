@@ -72,6 +72,12 @@ class StageConfig(Section):
         return self.model_dump(mode="json", exclude={"machine", "output"})
 
 
+def named_methods(chain: Any) -> tuple[list[Any], list[Any]]:
+    """``defence:`` as a list, whichever way it is written, and the name in each entry."""
+    listed = chain if isinstance(chain, list) else [] if chain is None else [chain]
+    return listed, [entry.get("name") if isinstance(entry, dict) else entry for entry in listed]
+
+
 def fold_penalty(value: Any) -> Any:
     """A config with ``asft`` or ``asft-alt`` in ``defence`` as one with ``penalty``.
 
@@ -83,9 +89,7 @@ def fold_penalty(value: Any) -> Any:
     """
     if not isinstance(value, dict):
         return value
-    chain = value.get("defence")
-    listed = chain if isinstance(chain, list) else [] if chain is None else [chain]
-    names = [entry.get("name") if isinstance(entry, dict) else entry for entry in listed]
+    listed, names = named_methods(value.get("defence"))
     found = [index for index, name in enumerate(names) if name in ("asft", "asft-alt")]
     if not found:
         return value

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from anchortune.config import PRESETS
+from anchortune.config import PRESETS, named_methods
 from anchortune.deprecations import with_new_keys
 from anchortune.errors import ConfigError
 from anchortune.sections import Shorthand
@@ -246,8 +246,7 @@ def with_preset(tree: dict[str, Any]) -> dict[str, Any]:
         return tree
     below = PRESETS[preset]
     if "defence" in tree and "penalty" not in tree:
-        chain = tree["defence"] if isinstance(tree["defence"], list) else [tree["defence"]]
-        names = [entry.get("name") if isinstance(entry, dict) else entry for entry in chain]
+        _, names = named_methods(tree["defence"])
         if "asft" not in names and "asft-alt" not in names:
             below = {key: value for key, value in below.items() if key != "penalty"}
     return _under(tree, below)

@@ -69,9 +69,8 @@ def basin(
     from anchortune.errors import ConfigError
 
     plain = {
-        "model": model, "anchor": anchor,
-        "harmful_anchor": harmful_anchor, "alpha_max": alpha_max, "tolerance": tolerance,
-        "draws": draws, "scale": scale, "grid": grid, "output": output,
+        "model": model, "anchor": anchor, "harmful_anchor": harmful_anchor, "alpha_max": alpha_max,
+        "tolerance": tolerance, "draws": draws, "scale": scale, "grid": grid, "output": output,
     }  # fmt: skip
     items = [f"{key}={_yaml(value)}" for key, value in plain.items() if value is not None]
     items += [f"adapters.{label}={_yaml(place)}" for label, place in map(_pair, adapter or [])]
