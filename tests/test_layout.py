@@ -26,6 +26,7 @@ ORDER = [
         "hardware",
         "chat",
         "sections",
+        "yaml_text",
         "config_penalty",
         "config_defences",
         "config_mix",

@@ -17,6 +17,7 @@ from anchortune.config import PRESETS, named_methods
 from anchortune.deprecations import with_new_keys
 from anchortune.errors import ConfigError
 from anchortune.sections import Shorthand
+from anchortune.yaml_text import FLOAT, write_yaml
 
 Config = TypeVar("Config", bound=BaseModel)
 _POSITION = re.compile(r"[0-9]{1,9}")
@@ -48,11 +49,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-_Loader.add_implicit_resolver(  # YAML 1.1 wants a dot and a sign: 5e-5 would be a string
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d[\d_]*)(?:\.[\d_]*)?[eE][-+]?\d+$"),
-    list("-+0123456789"),
-)
+_Loader.add_implicit_resolver(*FLOAT)
 
 
 def parse_yaml(text: str, where: str) -> Any:
@@ -396,4 +393,4 @@ def _nearest(word: str, known: Sequence[str]) -> str:
 
 def dump_yaml(config: BaseModel) -> str:
     """A config with every default filled in, as YAML that ``load_config`` reads back."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return write_yaml(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
