@@ -201,6 +201,22 @@ def test_another_seed_and_another_axis_are_all_that_is_run(
     assert record.labels == {"defence": "asft", "lam": "1"}
 
 
+def test_a_file_may_be_missing_that_only_an_unasked_run_names(
+    whole: tuple[dict[str, Any], Path],
+) -> None:
+    tree, root = whole
+    gone = {"defence": ["asft-alt"], "harmful_anchor": str(root / "gone.safetensors")}
+    config = made(tree, axes={"defence": tree["axes"]["defence"] | {"alt": gone}})
+    known = set(tree["axes"]["defence"])
+    assert {
+        run.labels["defence"] for run in Sweep(config, {"defence": sorted(known)}).runs
+    } == known
+    assert Sweep(config, {"defence": ["aligned"]}).counts() == {"complete": 1}
+    for asked in (None, {"defence": ["alt"]}, {"defence": ["sft", "alt"]}):
+        with pytest.raises(ConfigError, match=r"gone\.safetensors: there is no such file"):
+            _ = Sweep(config, asked).runs
+
+
 def test_a_changed_file_makes_stale_what_was_made_from_it(
     whole: tuple[dict[str, Any], Path],
 ) -> None:

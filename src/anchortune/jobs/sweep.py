@@ -9,21 +9,22 @@ import logging
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from anchortune.config_defences import label_of
-from anchortune.data.named import is_named
-from anchortune.errors import AnchortuneError, ConfigError
+from anchortune.errors import AnchortuneError, ConfigError, DataError
 from anchortune.files import write_text
 from anchortune.jobs.folder import digest_of
 from anchortune.jobs.sweep_config import DEFENCE, Cell, CellConfig, SweepConfig
 from anchortune.jobs.sweep_inputs import (
     Inputs,
     base_of,
+    disjoint,
     hashed,
     hashes_of,
     named,
@@ -89,7 +90,7 @@ class Sweep:
         only: ``axis -> labels``, to choose some of its runs.
 
     Raises:
-        AnchortuneError: a cell is no valid run, or a file that it names is not there.
+        AnchortuneError: a cell is no valid run, or a file is not there that a chosen run names.
     """
 
     def __init__(self, config: SweepConfig, only: dict[str, list[str]] | None = None) -> None:
@@ -106,12 +107,18 @@ class Sweep:
 
     @cached_property
     def every(self) -> list[Run]:
-        """All: references first, then seed by seed, so that a whole table is there early."""
+        """All: references first, then seed by seed, so that a whole table is there early.
+
+        Without those that were not chosen and name a file that is not here.
+        """
         cells = [Cell(cell.labels, disjoint(cell.config)) for cell in self.config.cells()]
         for cell in cells:
             check_cell(cell)
         runs = self._references(cells)
-        runs += [self._trained(cell, seed) for seed in self.config.seeds for cell in cells]
+        for seed in self.config.seeds:
+            for cell in cells:
+                with self._unless_unasked(cell.labels):
+                    runs.append(self._trained(cell, seed))
         by_digest: dict[str, Run] = {}
         for run in runs:
             other = by_digest.setdefault(run.digest, run)
@@ -123,8 +130,19 @@ class Sweep:
                 )
         return runs
 
+    @contextmanager
+    def _unless_unasked(self, labels: dict[str, str]) -> Iterator[None]:
+        """Lets a file be missing that only a run names which was not chosen."""
+        try:
+            yield
+        except (ConfigError, DataError):
+            if self._asked(labels):
+                raise
+
+    def _asked(self, labels: dict[str, str]) -> bool:
+        return all(labels.get(axis, wanted[0]) in wanted for axis, wanted in self._only.items())
+
     def _chosen(self, runs: list[Run]) -> list[Run]:
-        kept = runs
         for axis, wanted in self._only.items():
             if not any(axis in run.labels for run in runs):
                 raise ConfigError(
@@ -134,7 +152,7 @@ class Sweep:
             for label in wanted:
                 if label not in known:
                     raise ConfigError(f"--only {axis}={label}: there is {', '.join(known)}.")
-            kept = [run for run in kept if run.labels.get(axis, wanted[0]) in wanted]
+        kept = [run for run in runs if self._asked(run.labels)]
         if not kept:
             raise ConfigError("--only leaves no run; ask for less.")
         return kept
@@ -162,27 +180,28 @@ class Sweep:
             keys = {"model", "base", "evaluate"} if which == "base" else {"model", "evaluate"}
             axes = [axis.name for axis in self.config.grid if axis.touches(keys)]
             for cell in cells:
-                digest = self._digest_of_reference(cell.config, which)
                 labels: dict[str, str] = {DEFENCE: which}
                 labels |= {a: cell.labels[a] for a in axes if a in cell.labels and a != DEFENCE}
-                known = found.get(digest)
-                if known is not None:  # what differs between its cells does not decide it
-                    labels = dict(item for item in labels.items() if item in known.labels.items())
-                tree = reference_tree(cell.config, which)
-                aligned = self._digest_of_reference(cell.config, "aligned")
-                found[digest] = Run(
-                    which, labels, 0, cell.config, digest, None, aligned,
-                    named(tree), hashes_of(tree, self._inputs),
-                )  # fmt: skip
+                with self._unless_unasked(cell.labels | labels):
+                    digest = self._digest_of_reference(cell.config, which)
+                    known = found.get(digest)
+                    if known is not None:  # what differs between its cells does not decide it
+                        labels = {k: v for k, v in labels.items() if known.labels.get(k) == v}
+                    found[digest] = self._untrained(which, labels, cell.config)
         return list(found.values())
+
+    def _untrained(
+        self, which: Literal["aligned", "base"], labels: dict[str, str], config: CellConfig
+    ) -> Run:
+        tree = reference_tree(config, which)
+        digest = self._digest_of_reference(config, which)
+        aligned = self._digest_of_reference(config, "aligned")
+        inputs = hashes_of(tree, self._inputs)
+        return Run(which, labels, 0, config, digest, None, aligned, named(tree), inputs)
 
     def reference_of(self, run: Run) -> Run:
         """The aligned model's own run beside ``run``, whether the sweep records it or not."""
-        tree = reference_tree(run.config, "aligned")
-        return Run(
-            "aligned", {DEFENCE: "aligned"}, 0, run.config, run.reference, None, run.reference,
-            named(tree), hashes_of(tree, self._inputs),
-        )  # fmt: skip
+        return self._untrained("aligned", {DEFENCE: "aligned"}, run.config)
 
     def digest_of_mix(self, run: Run) -> str:
         """Of the rows that ``run`` trains on."""
@@ -255,11 +274,10 @@ class Sweep:
 
     def failures(self) -> list[tuple[Run, str]]:
         """Runs that failed, and why."""
-        records = [(run, self.record(run)) for run in self.runs]
         return [
             (run, record.error or "")
-            for run, record in records
-            if record is not None and record.state == "failed"
+            for run in self.runs
+            if (record := self.record(run)) is not None and record.state == "failed"
         ]
 
 
@@ -270,31 +288,6 @@ def _changed(old: RunRecord, new: RunRecord) -> str:
         return f"another {files[0]}"
     keys = [key for key in new.settings if old.settings.get(key) != new.settings[key]]
     return f"another {keys[0]}" if keys else "other settings"
-
-
-def disjoint(cell: CellConfig) -> CellConfig:
-    """The cell with every evaluation set that is a file kept out of its mix."""
-    if cell.mix is None:
-        return cell
-    from anchortune.sections import RowsSection
-
-    known = {place.path for place in cell.mix.disjoint_from}
-    found: list[RowsSection] = []
-    for harm in cell.evaluate.harm:
-        if harm.path is not None and _is_file(harm.path) and harm.path not in known:
-            columns = {"prompt": harm.column} if harm.column is not None else {}
-            found.append(RowsSection(path=harm.path, columns=columns))
-    for task in cell.evaluate.tasks:
-        if task.path is not None and _is_file(task.path) and task.path not in known:
-            field = re.search(r"(?<!\{)\{([^{}]+)\}", task.prompt or "")
-            columns = {"prompt": field[1]} if field is not None else {}
-            found.append(RowsSection(path=task.path, columns=columns))
-    mix = cell.mix.model_copy(update={"disjoint_from": [*cell.mix.disjoint_from, *found]})
-    return cell.model_copy(update={"mix": mix})
-
-
-def _is_file(path: str) -> bool:
-    return is_named(path) or Path(path).expanduser().is_file()
 
 
 def check_cell(cell: Cell) -> None:

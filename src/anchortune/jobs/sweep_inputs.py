@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from anchortune.defences.base import Need
 from anchortune.errors import ConfigError
 from anchortune.files import sha256_file
 from anchortune.jobs.sweep_config import CellConfig
+from anchortune.sections import RowsSection
 from anchortune.training.defended import as_defences, split_chain
 
 #: Keys of configs whose text may be the place of a file.
@@ -28,6 +30,29 @@ _HEAD = Path(__file__).parents[1] / "evaluation" / "judges" / "builtin_head_data
 def needs_of(chain: list[Any]) -> frozenset[Need]:
     """What the methods of a chain must be given."""
     return frozenset().union(*(defence.needed() for defence in as_defences(chain)))
+
+
+def disjoint(cell: CellConfig) -> CellConfig:
+    """The cell with every evaluation set that is a file kept out of its mix."""
+    if cell.mix is None:
+        return cell
+    known = {place.path for place in cell.mix.disjoint_from}
+    found: list[RowsSection] = []
+    for harm in cell.evaluate.harm:
+        if harm.path is not None and _is_file(harm.path) and harm.path not in known:
+            columns = {"prompt": harm.column} if harm.column is not None else {}
+            found.append(RowsSection(path=harm.path, columns=columns))
+    for task in cell.evaluate.tasks:
+        if task.path is not None and _is_file(task.path) and task.path not in known:
+            field = re.search(r"(?<!\{)\{([^{}]+)\}", task.prompt or "")
+            columns = {"prompt": field[1]} if field is not None else {}
+            found.append(RowsSection(path=task.path, columns=columns))
+    mix = cell.mix.model_copy(update={"disjoint_from": [*cell.mix.disjoint_from, *found]})
+    return cell.model_copy(update={"mix": mix})
+
+
+def _is_file(path: str) -> bool:
+    return is_named(path) or Path(path).expanduser().is_file()
 
 
 class Inputs:
