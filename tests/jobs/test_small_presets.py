@@ -37,9 +37,10 @@ def test_what_is_chosen_is_chosen_on_the_selection_part_and_a_seed_of_its_own() 
         config = load_config(SMALL / f"{name}.yaml", SweepConfig)
         assert config.seeds == [100]
         assert {cell.config.evaluate.part for cell in config.cells()} == {"selection"}
-    report = load_config(SMALL / "alt-pairs.yaml", SweepConfig)
-    assert 100 not in report.seeds
-    assert {cell.config.evaluate.part for cell in report.cells()} == {"report"}
+    for name in ("alt-pairs", "claim"):
+        report = load_config(SMALL / f"{name}.yaml", SweepConfig)
+        assert 100 not in report.seeds
+        assert {cell.config.evaluate.part for cell in report.cells()} == {"report"}
 
 
 def test_every_anchor_of_alt_pairs_is_named_and_is_made_by_its_recipe() -> None:
