@@ -42,6 +42,8 @@ def test_rows_and_columns_without_a_prompt_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_probe_of_reported_prompts_is_refused_whatever_its_spelling() -> None:
-    check_disjoint(["Do this"], ["Do that"], "the test set")
-    with pytest.raises(DataError, match="1 of the 2 prompts of the probe are in the test set"):
-        check_disjoint(["Do  THIS!", "other"], ["do this", "do that"], "the test set")
+    told = ("prompts of the probe", "the test set", "give others")
+    check_disjoint(["Do this"], ["Do that"], *told)
+    said = r"1 of the 2 prompts of the probe are in the test set, which is reported on; give others"
+    with pytest.raises(DataError, match=said):
+        check_disjoint(["Do  THIS!", "other"], ["do this", "do that"], *told)

@@ -89,23 +89,30 @@ def read_prompts(sections: Sequence[PromptsSection], max_prompts: int | None = N
     return Prompts(texts, sources)
 
 
-def check_disjoint(probe: Iterable[str], reported: Iterable[str], what: str) -> None:
-    """Refuses a probe that asks what is reported on, whatever case, spacing and punctuation.
+def check_disjoint(
+    texts: Iterable[str],
+    reported: Iterable[str],
+    what: str,
+    where: str,
+    mend: str,
+) -> None:
+    """Refuses what asks that which is reported on, whatever case, spacing and punctuation.
 
     Args:
-        probe: its prompts.
+        texts: of a probe, or of rows that are trained on.
         reported: those of an evaluation, without what a jailbreak puts round them.
-        what: names the evaluation's set in the error.
+        what: names ``texts`` in the error.
+        where: names the evaluation's set in the error.
+        mend: what to do about it.
 
     Raises:
-        DataError: they share a prompt.
+        DataError: they share a text.
     """
-    asked = {normalised(text) for text in probe}
+    asked = {normalised(text) for text in texts}
     shared = len(asked & {normalised(text) for text in reported})
     if shared:
         raise DataError(
-            f"{shared} of the {len(asked)} prompts of the probe are in {what}, which is reported "
-            "on: give probe.prompts others."
+            f"{shared} of the {len(asked)} {what} are in {where}, which is reported on; {mend}."
         )
 
 

@@ -91,7 +91,7 @@ def load_prompts(
         EvaluationError: an unknown name or column, or nothing to ask.
         DataError: the rows cannot be read or used.
     """
-    source, column, category = _where(section)
+    source, column, category = place_of(section)
     name = section.name or stem(source.path)
     name = section.label or (f"{name}-{section.wrapper}" if section.wrapper else name)
     raw = source.rows("train")
@@ -154,8 +154,12 @@ def load_prompts(
     return LoadedPrompts(name, items, section.benign, section.max_new_tokens, summary)
 
 
-def _where(section: PromptSetSection) -> tuple[Source, str | None, str | None]:
-    """(source, column, category) of a section."""
+def place_of(section: PromptSetSection) -> tuple[Source, str | None, str | None]:
+    """(source, column, category) of a section.
+
+    Raises:
+        EvaluationError: an unknown name.
+    """
     if section.path is not None:
         own = Source(section.path, section.subset, section.split, section.revision)
         return own, section.column, section.category

@@ -18,6 +18,7 @@ from anchortune.jobs.config import REFERENCE, Arm
 from anchortune.jobs.judging import evaluation, reference
 from anchortune.jobs.making import AnchorStep, HarmfulStep, anchor_parents
 from anchortune.jobs.step import Job, Part
+from anchortune.jobs.unseen import check_unseen
 from anchortune.maths.factors import Factors
 from anchortune.progress import duration
 
@@ -239,9 +240,11 @@ def plan_evaluation(job: Job, trained: bool, timed: bool) -> Part:
     if trained:
         with contextlib.suppress(OtherRun):  # it will be moved aside
             plan = plan_eval(evaluation(job), timed=timed)
+            check_unseen(config.probe, config.refusals, plan.asked)
             return _evaluation_part(plan, plan.state.value, models, 1)
     path = str(job.folder.path / "eval.new")
     plan = plan_eval(config.evaluation_of({REFERENCE: reference(config)}, path), timed=timed)
+    check_unseen(config.probe, config.refusals, plan.asked)
     return _evaluation_part(plan, "new", models, models)
 
 

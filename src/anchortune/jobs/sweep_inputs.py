@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,10 @@ from anchortune.checkpoints.packaged import PREFIX, resolve
 from anchortune.data.named import is_named, local_path, name_for_records
 from anchortune.defences.base import Need
 from anchortune.errors import ConfigError
+from anchortune.evaluation import prompt_sets
+from anchortune.evaluation.config import AskSection
+from anchortune.evaluation.select import Source
+from anchortune.evaluation.tasks import load as tasks
 from anchortune.files import sha256_file
 from anchortune.jobs.sweep_config import CellConfig
 from anchortune.sections import RowsSection
@@ -33,26 +37,44 @@ def needs_of(chain: list[Any]) -> frozenset[Need]:
 
 
 def disjoint(cell: CellConfig) -> CellConfig:
-    """The cell with every evaluation set that is a file kept out of its mix."""
+    """The cell with every evaluation set kept out of its mix.
+
+    Raises:
+        EvaluationError: a set or a task of that name is not known.
+    """
     if cell.mix is None:
         return cell
     known = {place.path for place in cell.mix.disjoint_from}
-    found: list[RowsSection] = []
-    for harm in cell.evaluate.harm:
-        if harm.path is not None and _is_file(harm.path) and harm.path not in known:
-            columns = {"prompt": harm.column} if harm.column is not None else {}
-            found.append(RowsSection(path=harm.path, columns=columns))
-    for task in cell.evaluate.tasks:
-        if task.path is not None and _is_file(task.path) and task.path not in known:
-            field = re.search(r"(?<!\{)\{([^{}]+)\}", task.prompt or "")
-            columns = {"prompt": field[1]} if field is not None else {}
-            found.append(RowsSection(path=task.path, columns=columns))
+    found = [place for place in _asked_places(cell.evaluate) if place.path not in known]
     mix = cell.mix.model_copy(update={"disjoint_from": [*cell.mix.disjoint_from, *found]})
     return cell.model_copy(update={"mix": mix})
 
 
-def _is_file(path: str) -> bool:
-    return is_named(path) or Path(path).expanduser().is_file()
+def _asked_places(evaluate: AskSection) -> Iterator[RowsSection]:
+    for harm in evaluate.harm:
+        source, _, _ = prompt_sets.place_of(harm)
+        yield _rows_at(source, "train", harm.column)
+    for task in evaluate.tasks:
+        spec = tasks.spec_of(task)
+        if task.path is None and spec.unread:
+            continue
+        field = re.search(r"(?<!\{)\{([^{}]+)\}", task.prompt or "")
+        source = tasks.place_of(task, spec)
+        yield _rows_at(source, spec.split, None if field is None else field[1])
+
+
+def _rows_at(source: Source, split: str, column: str | None) -> RowsSection:
+    """As a mix takes it; of a file without what is of Hub datasets alone."""
+    columns = {} if column is None else {"prompt": column}
+    if is_named(source.path) or local_path(source.path).is_file():
+        return RowsSection(path=source.path, columns=columns)
+    return RowsSection(
+        path=source.path,
+        split=source.split or split,
+        subset=source.subset,
+        revision=source.revision,
+        columns=columns,
+    )
 
 
 class Inputs:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from anchortune.config import TrainConfig
+from typing import TYPE_CHECKING
+
+from anchortune.config import DataSection, TrainConfig
 from anchortune.config_io import validate
 from anchortune.errors import AnchortuneError, ConfigError
 from anchortune.evaluation.config import CandidateSection, EvalConfig
 from anchortune.jobs.sweep import Run, Sweep
-from anchortune.jobs.sweep_inputs import without_pace
+from anchortune.jobs.sweep_config import CellConfig
+from anchortune.jobs.sweep_inputs import needs_of, without_pace
+from anchortune.jobs.unseen import check_unseen
+
+if TYPE_CHECKING:
+    from anchortune.evaluation.plan import EvalPlan
 
 
 def check_sweep(sweep: Sweep) -> list[str]:
@@ -21,28 +28,39 @@ def check_sweep(sweep: Sweep) -> list[str]:
     Raises:
         AnchortuneError: of the kind of the first thing that cannot be used.
     """
-    notes: list[str] = []
     evaluations: dict[str, Run] = {}
     trainings: dict[str, Run] = {}
+    beside: dict[str, tuple[str, Run]] = {}  # what must not ask what an evaluation asks
     for run in sweep.runs:
         cell = run.config
-        asked = without_pace(cell.evaluate.model_dump(mode="json"))
-        evaluations.setdefault(repr((cell.model, asked)), run)
+        asked = repr((cell.model, without_pace(cell.evaluate.model_dump(mode="json"))))
+        evaluations.setdefault(asked, run)
         if run.kind == "trained":
-            trainings.setdefault(repr((cell.model, cell.lora, cell.training, cell.data)), run)
-    for run in evaluations.values():
-        answers = _check_evaluation(run)
-        notes.append(f"{run.line()}: {answers} answers a run")
-    for run in trainings.values():
-        notes.append(f"{run.line()}: {_check_training(sweep, run)}")
-    return notes
+            beside.setdefault(repr((asked, cell.probe, _refusals(cell))), (asked, run))
+            rows = (cell.data, cell.mix)
+            trainings.setdefault(repr((cell.model, cell.lora, cell.training, rows)), run)
+    plans = {asked: _check_evaluation(run) for asked, run in evaluations.items()}
+    for asked, run in beside.values():
+        try:
+            check_unseen(run.config.probe, _refusals(run.config), plans[asked].asked)
+        except AnchortuneError as error:
+            raise _where(run, error) from None
+    return [
+        *(f"{run.line()}: {plans[key].answers} answers a run" for key, run in evaluations.items()),
+        *(f"{run.line()}: {_check_training(sweep, run)}" for run in trainings.values()),
+    ]
+
+
+def _refusals(cell: CellConfig) -> list[DataSection]:
+    """Those that its methods read."""
+    return cell.refusals if "refusals" in needs_of(cell.defence) else []
 
 
 def _where(run: Run, error: AnchortuneError) -> ConfigError:
     return ConfigError(f"{run.line()}: {error}")
 
 
-def _check_evaluation(run: Run) -> int:
+def _check_evaluation(run: Run) -> EvalPlan:
     from anchortune.evaluation.plan import plan_eval
 
     cell = run.config
@@ -55,7 +73,7 @@ def _check_evaluation(run: Run) -> int:
     )
     settings = dict(cell.evaluate) | {"models": {"aligned": section}, "output": "not-made"}
     try:
-        return plan_eval(EvalConfig(**settings)).answers
+        return plan_eval(EvalConfig(**settings))
     except AnchortuneError as error:
         raise _where(run, error) from None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from anchortune.data.conversations import instruction_text
@@ -46,15 +47,8 @@ def load_task(
         EvaluationError: an unknown name, a key that would do nothing, or nothing to ask.
         DataError: the rows cannot be read or used.
     """
-    spec = _spec(section)
-    source = Source(section.path or "", section.subset, section.split, section.revision)
-    if section.path is None:
-        source = Source(
-            spec.source.path,
-            section.subset or spec.source.subset,
-            section.split or spec.source.split,
-            section.revision or spec.source.revision,
-        )
+    spec = spec_of(section)
+    source = place_of(section, spec)
     where = section.label or section.name or stem(source.path)
     raw = source.rows(spec.split)
     asked = _Rows(section, spec, raw, where)
@@ -108,8 +102,24 @@ def load_task(
     return LoadedTask(where, spec.kind, items, longest, summary, matcher=asked.matcher())
 
 
-def _spec(section: TaskSection) -> TaskSpec:
-    """What the section's name stands for, or the spec of a file of one's own."""
+def place_of(section: TaskSection, spec: TaskSpec) -> Source:
+    """Where the rows of a section lie: where it says, else where its named task's do."""
+    if section.path is not None:
+        return Source(section.path, section.subset, section.split, section.revision)
+    return replace(
+        spec.source,
+        subset=section.subset or spec.source.subset,
+        split=section.split or spec.source.split,
+        revision=section.revision or spec.source.revision,
+    )
+
+
+def spec_of(section: TaskSection) -> TaskSpec:
+    """What the section's name stands for, or the spec of a file of one's own.
+
+    Raises:
+        EvaluationError: an unknown name, or a key that would do nothing.
+    """
     name = section.name
     if name is not None and name not in TASKS:
         import difflib

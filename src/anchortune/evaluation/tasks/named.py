@@ -48,6 +48,7 @@ class TaskSpec:
         prepare: makes a row of the source one with the columns above; may ``Skip`` it.
         paper: the authors' way, or None.
         no_paper: why there is none.
+        unread: its rows on the Hub hold no text that a mix could be held against as it is.
     """
 
     source: Source
@@ -63,6 +64,7 @@ class TaskSpec:
     prepare: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     paper: Paper | None = None
     no_paper: str = ""
+    unread: bool = False
 
 
 def _labelled(row: dict[str, Any]) -> dict[str, Any]:
@@ -151,6 +153,7 @@ TASKS: dict[str, TaskSpec] = {
         choices={"hatespeech": "hate speech", "offensive": "offensive", "normal": "normal"},
         prepare=_majority,
         no_paper="the authors published neither its prompt nor its rows",
+        unread=True,  # a list of words
     ),
     "xstest": TaskSpec(
         source=Source("Paul/XSTest"),
