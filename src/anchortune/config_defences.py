@@ -183,8 +183,24 @@ DefenceSection = (
 OneDefence = Annotated[Annotated[DefenceSection, Field(discriminator="name")], shorthand("name")]
 
 
+#: What papers and tables call a method with a setting, and how it is written here.
+_WRITTEN = {
+    "sft": "leave defence out, or give []",
+    "lisa-base": "write {name: lisa, start: base}",
+    "lisa-aligned": "write lisa",
+    "none": "write {name: asft, operator: none}",
+    "norm": "write {name: asft, operator: none}",
+    "along": "write {name: asft, side: along}",
+}
+
+
 def _chain(value: Any) -> Any:
-    return value if isinstance(value, list) else [] if value is None else [value]
+    chain = value if isinstance(value, list) else [] if value is None else [value]
+    for item in chain:
+        name = item.get("name") if isinstance(item, dict) else item
+        if isinstance(name, str) and name in _WRITTEN:
+            raise ValueError(f"there is no method '{name}'; {_WRITTEN[name]}")
+    return chain
 
 
 #: ``lisa``, ``{name: lisa, rho: 0.1}``, or a list of these, which are applied in its order.
