@@ -49,7 +49,7 @@ def load(tmp_path: Path):
         (BASE, ["penalty={anchor: a, off_budget: 0.1}"], "penalty: off_budget is only read with"),
         (BASE, ["defence=lisaa"], "defence.0: there is no 'lisaa'; did you mean 'lisa'?"),
         (BASE, ["defence=zz"], "defence.0: there is no 'zz'; known here: asft, asft-alt, lisa,"),
-        (BASE, ["defence=lisa-base"], "defence: there is no method 'lisa-base'; write {name: lisa, "),
+        (BASE, ["defence=lisa-base"], "there is no method 'lisa-base'; write {name: lisa, start"),
         (BASE, ["defence=[{name: none}]"], "method 'none'; write {name: asft, operator: none}"),
         (BASE, ["defence=[lisa, safe-lora]", "defence.1.treshold=0.1"],
          "unknown key 'defence.1.treshold'; did you mean 'threshold'?"),

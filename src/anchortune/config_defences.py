@@ -185,12 +185,12 @@ OneDefence = Annotated[Annotated[DefenceSection, Field(discriminator="name")], s
 
 #: What papers and tables call a method with a setting, and how it is written here.
 _WRITTEN = {
-    "sft": "leave defence out, or give []",
-    "lisa-base": "write {name: lisa, start: base}",
-    "lisa-aligned": "write lisa",
-    "none": "write {name: asft, operator: none}",
-    "norm": "write {name: asft, operator: none}",
-    "along": "write {name: asft, side: along}",
+    "sft": "[], or no defence at all",
+    "lisa-base": "{name: lisa, start: base}",
+    "lisa-aligned": "lisa",
+    "none": "{name: asft, operator: none}",
+    "norm": "{name: asft, operator: none}",
+    "along": "{name: asft, side: along}",
 }
 
 
@@ -199,7 +199,7 @@ def _chain(value: Any) -> Any:
     for item in chain:
         name = item.get("name") if isinstance(item, dict) else item
         if isinstance(name, str) and name in _WRITTEN:
-            raise ValueError(f"there is no method '{name}'; {_WRITTEN[name]}")
+            raise ValueError(f"there is no method '{name}'; write {_WRITTEN[name]}")
     return chain
 
 
