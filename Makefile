@@ -31,7 +31,7 @@ test: $(STAMP)  ## the fast tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n auto --dist loadfile --no-loadscope-reorder
 
 full: $(STAMP)  ## every test, the slow ones with the real model included
-	$(BIN)/python -m pip install --quiet $(CONSTRAINED) --editable '.[notebook]'
+	$(BIN)/python -m pip install --quiet $(CONSTRAINED) --editable '.[notebook,ray]'
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$($(BIN)/python -c 'import os; print(os.cpu_count())')} $(BIN)/python -m pytest -m "not gpu"
 
 lint: $(STAMP)  ## format, lint, spelling and strict types
