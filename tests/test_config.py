@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
+import yaml
+from pydantic import TypeAdapter
 
 from anchortune.config import AlignConfig, TrainConfig
 from anchortune.config_io import dump_yaml, load_config
@@ -50,7 +53,7 @@ def load(tmp_path: Path):
         (BASE, ["defence=lisaa"], "defence.0: there is no 'lisaa'; did you mean 'lisa'?"),
         (BASE, ["defence=zz"], "defence.0: there is no 'zz'; known here: asft, asft-alt, lisa,"),
         (BASE, ["defence=lisa-base"], "there is no method 'lisa-base'; write {name: lisa, start"),
-        (BASE, ["defence=[{name: none}]"], "method 'none'; write {name: asft, operator: none}"),
+        (BASE, ["defence=[{name: none}]"], "method 'none'; write [] for no defence, or {"),
         (BASE, ["defence=[lisa, safe-lora]", "defence.1.treshold=0.1"],
          "unknown key 'defence.1.treshold'; did you mean 'threshold'?"),
         (BASE, ["defence=lisa", "defence.rho=-1"], "defence.0.rho: expected a number at least 0.0"),
@@ -252,3 +255,15 @@ def test_off_needs_no_quotes(load) -> None:
     assert written.side == load(BASE, "penalty.anchor=a", "penalty.side=off").penalty.side == "off"
     with pytest.raises(ConfigError, match=r"penalty\.side: expected off, along, found true"):
         load(BASE + "penalty: {anchor: a, side: on}")
+
+
+def test_what_tables_call_a_method_is_written_as_a_config_takes_it() -> None:
+    from anchortune.config_defences import _WRITTEN, Defences
+
+    taken = TypeAdapter(Defences)
+    for name, written in _WRITTEN.items():
+        found = re.findall(r"\[\]|\{[^}]*\}|lisa$", written)
+        assert found, name
+        for one in found:
+            chain = taken.validate_python(yaml.safe_load(one))
+            assert [section.name for section in chain] in ([], ["asft"], ["lisa"])

@@ -6,6 +6,7 @@ its class inherits its section from here, so that the keys of YAML and of Python
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -188,18 +189,28 @@ _WRITTEN = {
     "sft": "[], or no defence at all",
     "lisa-base": "{name: lisa, start: base}",
     "lisa-aligned": "lisa",
-    "none": "{name: asft, operator: none}",
+    "none": "[] for no defence, or {name: asft, operator: none} for the norm's penalty",
     "norm": "{name: asft, operator: none}",
     "along": "{name: asft, side: along}",
 }
 
 
+def refuse_names_of_tables(links: list[Any], besides: Collection[str] = ()) -> None:
+    """Raises where a chain names a method as tables do, and says how it is written.
+
+    Args:
+        links: of the chain, as the config has them.
+        besides: names that are methods here.
+    """
+    for link in links:
+        name = link.get("name") if isinstance(link, dict) else link
+        if isinstance(name, str) and name in _WRITTEN and name not in besides:
+            raise ValueError(f"there is no method '{name}'; write {_WRITTEN[name]}")
+
+
 def _chain(value: Any) -> Any:
     chain = value if isinstance(value, list) else [] if value is None else [value]
-    for item in chain:
-        name = item.get("name") if isinstance(item, dict) else item
-        if isinstance(name, str) and name in _WRITTEN:
-            raise ValueError(f"there is no method '{name}'; write {_WRITTEN[name]}")
+    refuse_names_of_tables(chain)
     return chain
 
 

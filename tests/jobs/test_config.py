@@ -143,6 +143,11 @@ def test_the_papers_preset_reaches_the_penalty(tmp_path: Path) -> None:
             "model.adapter lies on model.path, so that is the base, not org/base",
         ),
         ({"method": "other"}, "there is no 'other'"),
+        (
+            {"method": "lisa-base"},
+            "there is no method 'lisa-base'; write {name: lisa, start: base}",
+        ),
+        ({"compare_with": ["sft", "along"]}, "there is no method 'along'; write {name: asft, side"),
         ({"evaluate": {"harm": ["advbench"]}}, "harm needs a judge"),
         ({"limit": {}}, "did you mean 'limits'?"),
         ({"limits": {"max_harm_increase": 2}}, "at most 1"),

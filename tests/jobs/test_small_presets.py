@@ -15,8 +15,9 @@ from anchortune.config import AlignConfig
 from anchortune.config_io import load_config
 from anchortune.errors import AnchortuneError
 from anchortune.evaluation.config import EvalConfig
-from anchortune.jobs.sweep import Sweep, check_cell
+from anchortune.jobs.sweep import Sweep
 from anchortune.jobs.sweep_config import SweepConfig
+from anchortune.jobs.sweep_inputs import check_cell
 from anchortune.jobs.sweep_plan import check_sweep
 from tests.jobs.sweeps import made, sweep_tree
 

@@ -13,6 +13,7 @@ import pytest
 from anchortune.errors import AnchortuneError, ConfigError, DataError
 from anchortune.jobs.pool import in_this_process
 from anchortune.jobs.sweep import Run, Sweep
+from anchortune.jobs.sweep_status import list_runs, read_sweeps
 from anchortune.record import read_record
 from anchortune.report.runs import RunRecord
 from tests import tiny
@@ -205,16 +206,40 @@ def test_a_file_may_be_missing_that_only_an_unasked_run_names(
     whole: tuple[dict[str, Any], Path],
 ) -> None:
     tree, root = whole
-    gone = {"defence": ["asft-alt"], "harmful_anchor": str(root / "gone.safetensors")}
-    config = made(tree, axes={"defence": tree["axes"]["defence"] | {"alt": gone}})
-    known = set(tree["axes"]["defence"])
-    assert {
-        run.labels["defence"] for run in Sweep(config, {"defence": sorted(known)}).runs
-    } == known
-    assert Sweep(config, {"defence": ["aligned"]}).counts() == {"complete": 1}
-    for asked in (None, {"defence": ["alt"]}, {"defence": ["sft", "alt"]}):
-        with pytest.raises(ConfigError, match=r"gone\.safetensors: there is no such file"):
-            _ = Sweep(config, asked).runs
+    anchor = root / "gone.safetensors"
+    alt = {"defence": ["asft-alt"], "harmful_anchor": str(anchor)}
+    gone = {"model.path": "package:not-here-at-all"}
+    config = made(tree, axes={"defence": tree["axes"]["defence"] | {"alt": alt, "gone": gone}})
+    known = sorted(tree["axes"]["defence"])
+    anchor.touch()
+    asked = Sweep(config, {"defence": [*known, "alt"]})
+    assert [run.labels["defence"] for run in asked.runs] == [*tree["axes"]["defence"], "alt"]
+    assert asked.left_out == ["defence aligned", "defence gone, seed 0"]  # of another model
+    list_runs(asked)
+    assert total_of(root) == (7, 3)  # two aligned models; alt is to be done, two are left out
+    anchor.unlink()
+    asked = Sweep(config, {"defence": known})
+    assert [run.labels["defence"] for run in asked.runs] == [*tree["axes"]["defence"]]
+    list_runs(asked)  # what others listed is kept
+    assert total_of(root) == (7, 3)
+    for only, said in (
+        ({"defence": ["aligned"]}, "package:not-here-at-all"),  # each model's is asked for
+        (None, "package:not-here-at-all: the package is not installed"),
+        ({"defence": ["alt"]}, r"gone\.safetensors: there is no such file"),
+        ({"defence": ["sft", "alt"]}, r"gone\.safetensors: there is no such file"),
+        ({"defence": ["alto"]}, "--only defence=alto: there is aligned, sft, safe-lora, asft, alt"),
+    ):
+        with pytest.raises(AnchortuneError, match=said):
+            _ = Sweep(config, only).runs
+
+
+def total_of(root: Path) -> tuple[int | None, int]:
+    """(runs in all, missing ones), as ``anchortune status`` tells them."""
+    report = read_sweeps(root / "work")
+    assert report is not None
+    [found] = report.sweeps
+    assert (report.state == "stopped") == bool(found.counts["missing"])
+    return found.total, found.counts["missing"]
 
 
 def test_a_changed_file_makes_stale_what_was_made_from_it(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from typer.testing import CliRunner
 
-from anchortune.errors import AnchortuneError, DataError
+from anchortune.cli.app import app
+from anchortune.errors import AnchortuneError, ConfigError, DataError
 from anchortune.jobs.plan import plan_job
 from anchortune.jobs.sweep import Sweep
 from anchortune.jobs.sweep_inputs import disjoint
@@ -16,14 +20,15 @@ from tests.jobs.conftest import job_tree, maker, write_rows
 from tests.jobs.sweeps import made, sweep_tree
 
 PROBE = "1 of the 2 prompts of the probe are in bad, which is reported on; give probe.prompts"
-SAFE = "1 of the 2 requests of refusals are in bad, which is reported on; take them out"
+SAFE = "1 of the 2 requests of refusals are in bad, which is reported on; give refusals"
 
 
 @pytest.fixture
 def asking(tmp_path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """(a probe, refusals) that share a prompt with what is evaluated, in another spelling."""
     probe = write_rows(tmp_path / "probe.jsonl", [{"prompt": p} for p in ("Misdeed  3!", "other")])
-    rows = [{"prompt": p, "completion": "I cannot."} for p in ("MISDEED 4", "other")]
+    cued = "MISDEED 4\n\nAssistant:"
+    rows = [{"prompt": p, "completion": "I cannot."} for p in (cued, "other")]
     safe = write_rows(tmp_path / "safe.jsonl", rows)
     return {"prompts": [{"path": str(probe)}]}, {"path": str(safe)}
 
@@ -42,6 +47,19 @@ def test_a_sweep_refuses_a_probe_and_refusals_that_ask_what_is_reported_on(
         assert said in str(caught.value)
         assert str(caught.value).startswith("defence ")
     check_sweep(Sweep(made(tree, defaults={"refusals": safe})))  # none of its methods reads them
+    check_sweep(Sweep(made(tree, defaults={"refusals": safe | {"max_rows": 1}}, axes=bea)))
+
+
+def test_a_sweep_that_is_run_refuses_them_before_any_work(
+    tmp_path: Path, llama_base: Path, llama_adapter: Path, asking: tuple[Any, Any]
+) -> None:
+    tree = sweep_tree(tmp_path, llama_base, llama_adapter)
+    tree["defaults"]["probe"] = asking[0]
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(tree))
+    result = CliRunner().invoke(app, ["sweep", str(tmp_path / "sweep.yaml")])
+    assert isinstance(result.exception, ConfigError)
+    assert PROBE in str(result.exception)
+    assert not (tmp_path / "work").exists()
 
 
 def test_a_job_refuses_them_too(
@@ -54,25 +72,63 @@ def test_a_job_refuses_them_too(
         plan_job(make(compare_with=["bea"], refusals=[safe]))
 
 
+Sets = list[dict[str, Any]]
+
+
+def left_out_of(tree: dict[str, Any], harm: Sets, tasks: Sets, mix: Any = ()) -> list[Any]:
+    """What is kept out of the mix of a sweep that asks these besides its own."""
+    tree = copy.deepcopy(tree)
+    tree["defaults"]["evaluate"]["harm"] += harm
+    tree["defaults"]["evaluate"]["tasks"] += tasks
+    tree["defaults"]["mix"]["disjoint_from"] = list(mix)
+    [cell, *_] = made(tree).cells()
+    found = disjoint(cell.config).mix
+    assert found is not None
+    return [(p.path, p.subset, p.split, p.revision, p.columns) for p in found.disjoint_from]
+
+
 def test_every_evaluation_set_is_kept_out_of_a_mix_by_name_on_the_hub_or_in_a_file(
     tmp_path: Path, llama_base: Path, llama_adapter: Path
 ) -> None:
     tree = sweep_tree(tmp_path, llama_base, llama_adapter)
-    asked = tree["defaults"]["evaluate"]
-    asked["harm"] += [
-        {"name": "harmbench"},
-        {"path": "org/prompts", "split": "dev", "revision": "v2", "column": "ask"},
-    ]
-    asked["tasks"] += [{"name": "sst2"}, {"name": "gsm8k", "split": "train"}]
-    [cell, *_] = made(tree).cells()
-    mix = disjoint(cell.config).mix
-    assert mix is not None
-    found = [(p.path, p.subset, p.split, p.revision, p.columns) for p in mix.disjoint_from]
-    assert found == [
-        (str(tmp_path / "bad.jsonl"), None, "train", None, {}),
-        ("walledai/HarmBench", "standard", "train", None, {}),
-        ("org/prompts", None, "dev", "v2", {"prompt": "ask"}),
-        (str(tmp_path / "own.jsonl"), None, "train", None, {"prompt": "text"}),
+    bad = (str(tmp_path / "bad.jsonl"), None, "train", None, {})
+    own = (str(tmp_path / "own.jsonl"), None, "train", None, {"prompt": "text"})
+    assert left_out_of(tree, [], []) == [bad, own]
+    hub = {"path": "org/prompts", "split": "dev", "revision": "v2", "column": "ask"}
+    harmbench = ("walledai/HarmBench", "standard", "train", None, {})
+    assert left_out_of(tree, [{"name": "harmbench"}, hub], []) == [
+        bad, harmbench, ("org/prompts", None, "dev", "v2", {"prompt": "ask"}), own,
+    ]  # fmt: skip
+    twice = [{"name": "harmbench"}, {"name": "harmbench", "wrapper": "dra", "label": "dra"}]
+    assert left_out_of(tree, twice, []) == [bad, harmbench, own]
+    sst2 = {"name": "sst2", "prompt": "Is {text} good?"}  # {text} is no column there
+    mine = {"path": "org/mine", "prompt": "{a} and {b}", "target": "c", "match": "exact"}
+    assert left_out_of(tree, [], [sst2, {"name": "gsm8k", "split": "train"}, mine]) == [
+        bad, own,
         ("stanfordnlp/sst2", None, "validation", None, {}),
         ("openai/gsm8k", "main", "train", None, {}),
-    ]
+        ("org/mine", None, "test", None, {"prompt": "a"}),
+    ]  # fmt: skip
+    for unread in ({"name": "hatexplain"}, {"name": "hatexplain", "path": "org/copy"}):
+        assert left_out_of(tree, [], [unread]) == [bad, own]
+
+
+def test_another_split_of_a_set_that_a_mix_names_is_kept_out_too(
+    tmp_path: Path, llama_base: Path, llama_adapter: Path
+) -> None:
+    tree = sweep_tree(tmp_path, llama_base, llama_adapter)
+    named = [{"path": "openai/gsm8k", "subset": "main"}, str(tmp_path / "bad.jsonl")]
+    found = left_out_of(tree, [], [{"name": "gsm8k"}], named)
+    assert [(path, split) for path, _, split, _, _ in found if path == "openai/gsm8k"] == [
+        ("openai/gsm8k", "train"), ("openai/gsm8k", "test"),
+    ]  # fmt: skip
+    assert sum(path.endswith("bad.jsonl") for path, *_ in found) == 1
+
+
+def test_a_set_that_is_not_known_names_its_cell(
+    tmp_path: Path, llama_base: Path, llama_adapter: Path
+) -> None:
+    tree = sweep_tree(tmp_path, llama_base, llama_adapter)
+    axes = {"defence": {"sft": {}}, "task": {"a": {}, "b": {"evaluate.tasks": [{"name": "sst"}]}}}
+    with pytest.raises(ConfigError, match="sft, b: tasks: there is no task 'sst'"):
+        _ = Sweep(made(tree, axes=axes)).runs

@@ -179,7 +179,7 @@ def test_a_lambda_that_can_rise_no_more_is_warned_of_once(
     assert len(told) == 1
     assert told[0].startswith("probe: at step 2 λ has come to its highest, 4, and the margin")
     assert "5.00 nats below" in told[0]
-    assert "penalty.lam_inside" in told[0]
+    assert "take 'gram'" in told[0]
 
 
 def test_a_probe_beside_a_fixed_lambda_or_a_budget_only_watches(

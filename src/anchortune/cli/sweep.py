@@ -63,6 +63,7 @@ def sweep(
     from anchortune.errors import ConfigError
     from anchortune.jobs.sweep import Run, Sweep
     from anchortune.jobs.sweep_config import SweepConfig
+    from anchortune.jobs.sweep_plan import check_reported, check_sweep
     from anchortune.jobs.sweep_status import list_runs
     from anchortune.progress import duration
     from anchortune.report.runs import RunRecord
@@ -73,8 +74,6 @@ def sweep(
     found = Sweep(load_config(file, SweepConfig, overrides or []), chosen)
     if dry_run or status:
         if dry_run:
-            from anchortune.jobs.sweep_plan import check_sweep
-
             log_to_stderr()
             notes = check_sweep(found)
         else:
@@ -82,6 +81,7 @@ def sweep(
         _show(found, as_json=as_json, every=dry_run, notes=notes)
         return
     log_to_stderr()
+    check_reported(found)
     list_runs(found)
     found.adopt()
     total, counts = len(found.runs), found.counts()

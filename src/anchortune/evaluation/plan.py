@@ -17,7 +17,7 @@ from anchortune.evaluation.candidates import (
     look_at,
     measure_prompts,
 )
-from anchortune.evaluation.config import EvalConfig, JudgeSection
+from anchortune.evaluation.config import AskSection, EvalConfig, JudgeSection
 from anchortune.evaluation.engine import make_engine, numbers_of
 from anchortune.evaluation.folder import EvalFolder, identity
 from anchortune.evaluation.items import Answer, Item
@@ -267,7 +267,7 @@ def _plan(config: EvalConfig, asked: list[Asked] | None, timed: bool) -> EvalPla
     started = time.perf_counter()
     notes: list[str] = []
     candidates = {name: look_at(name, section) for name, section in config.models.items()}
-    asked = _asked(config) if asked is None else asked
+    asked = load_sets(config) if asked is None else asked
     _unique([one.name for one in asked], "sets", "give one of them a label")
     judges = _judges(config, candidates)
     given: dict[tuple[str, str], list[Answer]] = {}
@@ -313,8 +313,12 @@ def _models(plan: EvalPlan) -> dict[str, dict[str, Any]]:
     return {name: found.identity for name, found in plan.candidates.items()}
 
 
-def _asked(config: EvalConfig) -> list[Asked]:
-    """Every set that the config names, loaded."""
+def load_sets(config: AskSection) -> list[Asked]:
+    """Every set that the config names, loaded.
+
+    Raises:
+        AnchortuneError: a set cannot be read or used.
+    """
     how: dict[str, Any] = {
         "part": config.part,
         "selection_frac": config.selection_frac,

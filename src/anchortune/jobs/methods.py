@@ -12,6 +12,7 @@ from anchortune.config_defences import (
     AsftSection,
     DefenceSection,
     label_of,
+    refuse_names_of_tables,
 )
 
 REFERENCE = "aligned"
@@ -109,6 +110,7 @@ def spelt(value: Any, penalty: Any) -> Any:
     else:
         return value
     listed = links if isinstance(links, list) else [links]
+    refuse_names_of_tables(listed, besides=("sft",))
     return {"chain": [_with(penalty, link) for link in listed], **rest}
 
 

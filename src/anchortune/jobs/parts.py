@@ -237,14 +237,14 @@ def plan_evaluation(job: Job, trained: bool, timed: bool) -> Part:
 
     config = job.config
     models = 1 + len(config.arms)
+    seeds = {arm.seed for arm in config.arms}
+    check_unseen(config.probe, config.refusals, seeds, config.evaluate)
     if trained:
         with contextlib.suppress(OtherRun):  # it will be moved aside
             plan = plan_eval(evaluation(job), timed=timed)
-            check_unseen(config.probe, config.refusals, plan.asked)
             return _evaluation_part(plan, plan.state.value, models, 1)
     path = str(job.folder.path / "eval.new")
     plan = plan_eval(config.evaluation_of({REFERENCE: reference(config)}, path), timed=timed)
-    check_unseen(config.probe, config.refusals, plan.asked)
     return _evaluation_part(plan, "new", models, models)
 
 

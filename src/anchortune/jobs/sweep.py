@@ -16,26 +16,28 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from anchortune.config_defences import label_of
-from anchortune.errors import AnchortuneError, ConfigError, DataError
+from anchortune.errors import (
+    AnchortuneError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+)
 from anchortune.files import write_text
 from anchortune.jobs.folder import digest_of
 from anchortune.jobs.sweep_config import DEFENCE, Cell, CellConfig, SweepConfig
 from anchortune.jobs.sweep_inputs import (
     Inputs,
-    base_of,
-    disjoint,
+    apart,
+    check_cell,
     hashed,
     hashes_of,
     named,
-    needs_of,
     reference_tree,
     run_tree,
     training_tree,
 )
 from anchortune.jobs.sweep_store import SHORT, Store
 from anchortune.report.runs import RunRecord, read_run, run_text
-from anchortune.training.defended import as_defences, check_together
 
 logger = logging.getLogger(__name__)
 State = Literal["complete", "failed", "running", "missing"]
@@ -78,8 +80,13 @@ class Run:
 
     def line(self) -> str:
         """For people."""
-        told = ", ".join(f"{axis} {label}" for axis, label in self.labels.items())
-        return told + (f", seed {self.seed}" if self.training else "")
+        return line_of(self.labels, self.seed if self.training else None)
+
+
+def line_of(labels: dict[str, str], seed: int | None) -> str:
+    """Labels and seed, for people; a model that is not trained has none."""
+    told = ", ".join(f"{axis} {label}" for axis, label in labels.items())
+    return told if seed is None else f"{told}, seed {seed}"
 
 
 class Sweep:
@@ -99,6 +106,8 @@ class Sweep:
         self.store = Store(config.work)
         self._inputs = Inputs()
         self._only = only or {}
+        #: Lines of runs that were not chosen and name a file that is not here; set by ``every``.
+        self.left_out: list[str] = []
 
     @cached_property
     def runs(self) -> list[Run]:
@@ -111,13 +120,15 @@ class Sweep:
 
         Without those that were not chosen and name a file that is not here.
         """
-        cells = [Cell(cell.labels, disjoint(cell.config)) for cell in self.config.cells()]
+        cells = self.config.cells()
+        self._check_only(cells)
         for cell in cells:
             check_cell(cell)
+        cells = [apart(cell) for cell in cells]
         runs = self._references(cells)
         for seed in self.config.seeds:
             for cell in cells:
-                with self._unless_unasked(cell.labels):
+                with self._unless_unasked(cell.labels, seed):
                     runs.append(self._trained(cell, seed))
         by_digest: dict[str, Run] = {}
         for run in runs:
@@ -131,27 +142,32 @@ class Sweep:
         return runs
 
     @contextmanager
-    def _unless_unasked(self, labels: dict[str, str]) -> Iterator[None]:
+    def _unless_unasked(self, labels: dict[str, str], seed: int | None = None) -> Iterator[None]:
         """Lets a file be missing that only a run names which was not chosen."""
         try:
             yield
-        except (ConfigError, DataError):
+        except (ConfigError, DataError, CheckpointError):
             if self._asked(labels):
                 raise
+            self.left_out.append(line_of(labels, seed))
 
     def _asked(self, labels: dict[str, str]) -> bool:
         return all(labels.get(axis, wanted[0]) in wanted for axis, wanted in self._only.items())
 
-    def _chosen(self, runs: list[Run]) -> list[Run]:
+    def _check_only(self, cells: Sequence[Cell]) -> None:
+        """Raises where a choice names what the sweep has not."""
         for axis, wanted in self._only.items():
-            if not any(axis in run.labels for run in runs):
+            found = [cell.labels[axis] for cell in cells if axis in cell.labels]
+            if not found:
                 raise ConfigError(
                     f"--only {axis}: there is no such axis; choose one of the sweep's."
                 )
-            known = list(dict.fromkeys(run.labels[axis] for run in runs if axis in run.labels))
+            known = dict.fromkeys([*(self.config.reference if axis == DEFENCE else []), *found])
             for label in wanted:
                 if label not in known:
                     raise ConfigError(f"--only {axis}={label}: there is {', '.join(known)}.")
+
+    def _chosen(self, runs: list[Run]) -> list[Run]:
         kept = [run for run in runs if self._asked(run.labels)]
         if not kept:
             raise ConfigError("--only leaves no run; ask for less.")
@@ -288,38 +304,6 @@ def _changed(old: RunRecord, new: RunRecord) -> str:
         return f"another {files[0]}"
     keys = [key for key in new.settings if old.settings.get(key) != new.settings[key]]
     return f"another {keys[0]}" if keys else "other settings"
-
-
-def check_cell(cell: Cell) -> None:
-    """Raises where a cell lacks what its defences need, or they cannot be in one run.
-
-    Raises:
-        ConfigError: naming the cell and the key.
-    """
-    config = cell.config
-    try:
-        check_together(as_defences(config.defence), config.lora, penalised=False)
-    except ConfigError as error:
-        raise ConfigError(f"{', '.join(cell.labels.values())}: {error}") from None
-    needed = needs_of(config.defence)
-    given = {
-        "anchor": base_of(config) is not None
-        or (config.anchor is not None and config.anchor.path is not None),
-        "harmful_anchor": config.harmful_anchor is not None,
-        "refusals": bool(config.refusals),
-        "base": base_of(config) is not None,
-    }
-    mend = {
-        "anchor": "base (what the model was aligned from) or anchor (a file)",
-        "harmful_anchor": "harmful_anchor (a file or Hub id)",
-        "refusals": "refusals (safe answers)",
-        "base": "base (what the model was aligned from)",
-    }
-    for need in sorted(needed):
-        if not given[need]:
-            raise ConfigError(
-                f"{', '.join(cell.labels.values())}: {label_of(config.defence)} needs {mend[need]}."
-            )
 
 
 def work_through(

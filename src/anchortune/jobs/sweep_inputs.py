@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from anchortune.checkpoints.packaged import PREFIX, resolve
+from anchortune.config_defences import label_of
 from anchortune.data.named import is_named, local_path, name_for_records
 from anchortune.defences.base import Need
-from anchortune.errors import ConfigError
+from anchortune.errors import ConfigError, EvaluationError
 from anchortune.evaluation import prompt_sets
 from anchortune.evaluation.config import AskSection
 from anchortune.evaluation.select import Source
 from anchortune.evaluation.tasks import load as tasks
 from anchortune.files import sha256_file
-from anchortune.jobs.sweep_config import CellConfig
+from anchortune.jobs.sweep_config import Cell, CellConfig
 from anchortune.sections import RowsSection
-from anchortune.training.defended import as_defences, split_chain
+from anchortune.training.defended import as_defences, check_together, split_chain
 
 #: Keys of configs whose text may be the place of a file.
 _PLACES = {"path", "adapter", "file", "outputs", "model", "prompt"}
@@ -44,9 +44,10 @@ def disjoint(cell: CellConfig) -> CellConfig:
     """
     if cell.mix is None:
         return cell
-    known = {place.path for place in cell.mix.disjoint_from}
-    found = [place for place in _asked_places(cell.evaluate) if place.path not in known]
-    mix = cell.mix.model_copy(update={"disjoint_from": [*cell.mix.disjoint_from, *found]})
+    known = {_which(place) for place in cell.mix.disjoint_from}
+    found = {_which(place): place for place in _asked_places(cell.evaluate)}
+    added = [place for key, place in found.items() if key not in known]
+    mix = cell.mix.model_copy(update={"disjoint_from": [*cell.mix.disjoint_from, *added]})
     return cell.model_copy(update={"mix": mix})
 
 
@@ -56,17 +57,29 @@ def _asked_places(evaluate: AskSection) -> Iterator[RowsSection]:
         yield _rows_at(source, "train", harm.column)
     for task in evaluate.tasks:
         spec = tasks.spec_of(task)
-        if task.path is None and spec.unread:
-            continue
-        field = re.search(r"(?<!\{)\{([^{}]+)\}", task.prompt or "")
         source = tasks.place_of(task, spec)
-        yield _rows_at(source, spec.split, None if field is None else field[1])
+        if spec.unread and not _is_file(source.path):
+            continue
+        # In a named task's prompt {text} is the item's text, whatever its column is called.
+        fields = tasks.fields_of(task.prompt or "") if task.name is None else []
+        yield _rows_at(source, spec.split, fields[0] if fields else None)
+
+
+def _is_file(path: str) -> bool:
+    return is_named(path) or local_path(path).is_file()
+
+
+def _which(place: RowsSection) -> tuple[str | None, ...]:
+    """What tells a place from others: of a file its path."""
+    if _is_file(place.path):
+        return (place.path,)
+    return (place.path, place.subset, place.split, place.revision)
 
 
 def _rows_at(source: Source, split: str, column: str | None) -> RowsSection:
     """As a mix takes it; of a file without what is of Hub datasets alone."""
     columns = {} if column is None else {"prompt": column}
-    if is_named(source.path) or local_path(source.path).is_file():
+    if _is_file(source.path):
         return RowsSection(path=source.path, columns=columns)
     return RowsSection(
         path=source.path,
@@ -75,6 +88,50 @@ def _rows_at(source: Source, split: str, column: str | None) -> RowsSection:
         revision=source.revision,
         columns=columns,
     )
+
+
+def apart(cell: Cell) -> Cell:
+    """The cell with every evaluation set kept out of its mix.
+
+    Raises:
+        ConfigError: naming the cell, where a set or a task of that name is not known.
+    """
+    try:
+        return Cell(cell.labels, disjoint(cell.config))
+    except EvaluationError as error:
+        raise ConfigError(f"{', '.join(cell.labels.values())}: {error}") from None
+
+
+def check_cell(cell: Cell) -> None:
+    """Raises where a cell lacks what its defences need, or they cannot be in one run.
+
+    Raises:
+        ConfigError: naming the cell and the key.
+    """
+    config = cell.config
+    try:
+        check_together(as_defences(config.defence), config.lora, penalised=False)
+    except ConfigError as error:
+        raise ConfigError(f"{', '.join(cell.labels.values())}: {error}") from None
+    needed = needs_of(config.defence)
+    given = {
+        "anchor": base_of(config) is not None
+        or (config.anchor is not None and config.anchor.path is not None),
+        "harmful_anchor": config.harmful_anchor is not None,
+        "refusals": bool(config.refusals),
+        "base": base_of(config) is not None,
+    }
+    mend = {
+        "anchor": "base (what the model was aligned from) or anchor (a file)",
+        "harmful_anchor": "harmful_anchor (a file or Hub id)",
+        "refusals": "refusals (safe answers)",
+        "base": "base (what the model was aligned from)",
+    }
+    for need in sorted(needed):
+        if not given[need]:
+            raise ConfigError(
+                f"{', '.join(cell.labels.values())}: {label_of(config.defence)} needs {mend[need]}."
+            )
 
 
 class Inputs:

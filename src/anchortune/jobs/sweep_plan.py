@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from anchortune.config import DataSection, TrainConfig
 from anchortune.config_io import validate
 from anchortune.errors import AnchortuneError, ConfigError
@@ -13,14 +11,12 @@ from anchortune.jobs.sweep_config import CellConfig
 from anchortune.jobs.sweep_inputs import needs_of, without_pace
 from anchortune.jobs.unseen import check_unseen
 
-if TYPE_CHECKING:
-    from anchortune.evaluation.plan import EvalPlan
-
 
 def check_sweep(sweep: Sweep) -> list[str]:
     """Plans what the runs share: each model with each kind of rows, and each evaluation.
 
-    Nothing is written. What needs an anchor or a mix that is not there yet is planned without.
+    Nothing is written. Every mix is drawn, at its first seed; an anchor that is not there yet is
+    planned without.
 
     Returns:
         Notes for people.
@@ -28,27 +24,41 @@ def check_sweep(sweep: Sweep) -> list[str]:
     Raises:
         AnchortuneError: of the kind of the first thing that cannot be used.
     """
+    check_reported(sweep)
     evaluations: dict[str, Run] = {}
     trainings: dict[str, Run] = {}
-    beside: dict[str, tuple[str, Run]] = {}  # what must not ask what an evaluation asks
     for run in sweep.runs:
         cell = run.config
-        asked = repr((cell.model, without_pace(cell.evaluate.model_dump(mode="json"))))
-        evaluations.setdefault(asked, run)
+        asked = without_pace(cell.evaluate.model_dump(mode="json"))
+        evaluations.setdefault(repr((cell.model, asked)), run)
         if run.kind == "trained":
-            beside.setdefault(repr((asked, cell.probe, _refusals(cell))), (asked, run))
             rows = (cell.data, cell.mix)
             trainings.setdefault(repr((cell.model, cell.lora, cell.training, rows)), run)
-    plans = {asked: _check_evaluation(run) for asked, run in evaluations.items()}
-    for asked, run in beside.values():
-        try:
-            check_unseen(run.config.probe, _refusals(run.config), plans[asked].asked)
-        except AnchortuneError as error:
-            raise _where(run, error) from None
     return [
-        *(f"{run.line()}: {plans[key].answers} answers a run" for key, run in evaluations.items()),
+        *(f"{run.line()}: {_check_evaluation(run)} answers a run" for run in evaluations.values()),
         *(f"{run.line()}: {_check_training(sweep, run)}" for run in trainings.values()),
     ]
+
+
+def check_reported(sweep: Sweep) -> None:
+    """Refuses a sweep whose probes or refusals ask what it reports on.
+
+    Raises:
+        ConfigError: naming the first such run.
+        AnchortuneError: a run is none, or names a file that is not there.
+    """
+    beside: dict[str, Run] = {}
+    for run in sweep.runs:
+        if run.kind == "trained":
+            cell = run.config
+            asked = without_pace(cell.evaluate.model_dump(mode="json"))
+            beside.setdefault(repr((asked, cell.probe, _refusals(cell))), run)
+    for run in beside.values():
+        cell = run.config
+        try:
+            check_unseen(cell.probe, _refusals(cell), sweep.config.seeds, cell.evaluate)
+        except AnchortuneError as error:
+            raise _where(run, error) from None
 
 
 def _refusals(cell: CellConfig) -> list[DataSection]:
@@ -60,7 +70,7 @@ def _where(run: Run, error: AnchortuneError) -> ConfigError:
     return ConfigError(f"{run.line()}: {error}")
 
 
-def _check_evaluation(run: Run) -> EvalPlan:
+def _check_evaluation(run: Run) -> int:
     from anchortune.evaluation.plan import plan_eval
 
     cell = run.config
@@ -73,13 +83,13 @@ def _check_evaluation(run: Run) -> EvalPlan:
     )
     settings = dict(cell.evaluate) | {"models": {"aligned": section}, "output": "not-made"}
     try:
-        return plan_eval(EvalConfig(**settings))
+        return plan_eval(EvalConfig(**settings)).answers
     except AnchortuneError as error:
         raise _where(run, error) from None
 
 
 def _check_training(sweep: Sweep, run: Run) -> str:
-    """The plain training of a cell, planned; of a mix that is not made, its model alone."""
+    """The plain training of a cell, planned on its rows."""
     import tempfile
     from pathlib import Path
 

@@ -139,10 +139,24 @@ def list_runs(sweep: Sweep) -> None:
         }
         for run in sweep.every
     ]
-    told = {"format": FORMAT, "sweep": sweep.config.name}
     place = work / FOLDER / f"{sweep.config.name}.json"
+    # What names a file that is not here stays as it was listed where the file was.
+    here = {run["digest"] for run in runs}
+    before = {run["line"]: run for run in _listed(place) if run.get("digest") not in here}
+    runs += [before[line] for line in sweep.left_out if line in before]
+    told = {"format": FORMAT, "sweep": sweep.config.name}
+    told["left_out"] = sum(line not in before for line in sweep.left_out)
     place.parent.mkdir(parents=True, exist_ok=True)
     write_json(place, told | {"results": os.path.relpath(sweep.results, work), "runs": runs})
+
+
+def _listed(place: Path) -> list[dict[str, Any]]:
+    """The runs of a list; none where there is no such list."""
+    try:
+        found = json.loads(place.read_text(encoding="utf-8"))["runs"]
+        return [run for run in found if isinstance(run.get("line"), str)]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
 
 
 def read_sweeps(folder: Path) -> SweepsReport | None:
@@ -205,6 +219,7 @@ def _of_list(work: Path, path: Path) -> SweepStatus:
             raise ValueError(f"format {listed['format']}")
         name, results = str(listed["sweep"]), Path(os.path.normpath(work / listed["results"]))
         runs = [(dict(run), str(run["digest"]), str(run["line"])) for run in listed["runs"]]
+        left_out = int(listed.get("left_out", 0))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise JobError(
             f"{path} is no list of a sweep's runs ({error}); delete it, and run the sweep."
@@ -224,10 +239,12 @@ def _of_list(work: Path, path: Path) -> SweepStatus:
             took.append(float(record["timings"].get("all_s", 0.0)))
         state = "running" if holder is not None else "missing"
         counts[record["state"] if record is not None else state] += 1
+    counts["missing"] += left_out
     left = None
     if working and took:
         left = sum(took) / len(took) * (counts["missing"] + len(working)) / len(working)
-    return SweepStatus(name, str(results), len(runs), counts, working, failures, left)
+    total = len(runs) + left_out
+    return SweepStatus(name, str(results), total, counts, working, failures, left)
 
 
 def _living(lock: Path) -> str | None:

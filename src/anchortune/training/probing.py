@@ -110,8 +110,8 @@ class _Watch:
             logger.warning(
                 "probe: at step %d λ has come to its highest, %g, and the margin still lies %.2f "
                 "nats below that before training (probe_target %g): what is learnt lies where the "
-                "penalty leaves it free; take operator 'gram', raise penalty.lam_inside, which is "
-                "not steered, or raise penalty.probe_target",
+                "operator leaves it free (then take 'gram'), or no penalty holds the margin (then "
+                "raise penalty.probe_target)",
                 step, schedule.lam, fall, schedule.target,
             )  # fmt: skip
 

@@ -102,6 +102,11 @@ def load_task(
     return LoadedTask(where, spec.kind, items, longest, summary, matcher=asked.matcher())
 
 
+def fields_of(template: str) -> list[str]:
+    """The columns that a prompt names, in its order."""
+    return [match[1] for match in _FIELD.finditer(template) if match[1]]
+
+
 def place_of(section: TaskSection, spec: TaskSpec) -> Source:
     """Where the rows of a section lie: where it says, else where its named task's do."""
     if section.path is not None:
@@ -177,7 +182,7 @@ class _Rows:
         self.match = section.match or spec.match
         self.how = "the authors' own" if self.paper else str(self.match or spec.kind)
         self.template = section.prompt or (self.paper.prompt if self.paper else spec.prompt)
-        named = [match[1] for match in _FIELD.finditer(self.template) if match[1]]
+        named = fields_of(self.template)
         own = section.name is None and section.prompt is not None  # else {text} is the item's
         for column in named:
             if column not in raw.columns and (own or column != "text"):
