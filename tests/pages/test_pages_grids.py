@@ -55,7 +55,7 @@ def test_results() -> None:
     take(
         "results/small-defences", "results/small-lambda", "results/small-learning-rate",
         "results/small-poison", "results/small-full", "results/small-alt-pairs",
-        "results/small-aim",
+        "results/small-aim", "results/small-claim",
     )  # fmt: skip
     hours = "hours of a real model; tests/jobs checks its cells"
     printed = run_page(
