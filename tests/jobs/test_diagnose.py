@@ -32,7 +32,7 @@ from tests.jobs.conftest import Passed, write_rows
 from tests.training.test_refresh import mean_loss
 from tests.training.test_stage import make
 
-RESULTS = Path(__file__).parents[2] / "results/small-defences"
+RESULTS = Path(__file__).parents[2] / "results/small-first-pair"
 SUBSPACE = {"operator": "subspace", "lam": 1.0}
 Train = Callable[..., Path]
 
@@ -310,7 +310,9 @@ def test_committed_records_of_a_sweep() -> None:
     found = of(asft, against=plain)
     assert "λ 10, operator subspace" in seen(found, "no-penalty")
     assert levels(found)["differs-from-the-other"] == "fault"
-    assert "defence" in seen(found, "differs-from-the-other")
+    told = [f.seen for check, f in found.findings if check.name == "differs-from-the-other"]
+    assert [text.split(" than ")[0] for text in told][:2] == ["other files", "other settings"]
+    assert "defence" in told[1].split("json: ")[1]
     assert "with n = 1" in seen(found, "small-sample")
     assert "holds no warnings" in unseen(found, "evaluation-warns")
     assert "does not say whether builtin" in unseen(found, "uncertain-judge")

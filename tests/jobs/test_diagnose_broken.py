@@ -21,7 +21,7 @@ from anchortune.training.train import train
 from tests.jobs.conftest import Passed, write_rows
 from tests.training.test_stage import make
 
-RESULTS = Path(__file__).parents[2] / "results/small-defences"
+RESULTS = Path(__file__).parents[2] / "results/small-first-pair"
 ODD: list[Any] = [
     None, True, -1, 0, 10**400, 1e308, float("inf"), "", "x" * 50, "../../x", [], {}, ["a"],
     {"a": 1}, "\ud800", "1e-3", [None], {"sha256": 3},

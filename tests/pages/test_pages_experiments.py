@@ -48,7 +48,7 @@ def _checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_small() -> None:
-    shutil.copytree(ROOT / "results/small-defences", "results/small-defences")
+    shutil.copytree(ROOT / "results/small-first-pair", "results/small-defences")
     run_page(
         "experiments/small/README.md",
         instead={

@@ -70,7 +70,7 @@ def test_judges() -> None:
 
 @pytest.mark.usefixtures("evaluated")
 def test_diagnose() -> None:
-    take("results/small-defences")
+    take("results/small-first-pair")
     run_command("anchortune run job.yaml")
     run_command("anchortune train config.yaml", ["output=runs/theirs", "seed=2"])
     run_page("docs/diagnose.md", codes={"anchortune diagnose": (0, 3)})

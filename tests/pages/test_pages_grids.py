@@ -44,8 +44,8 @@ def test_sweeps() -> None:
 
 @pytest.mark.usefixtures("at_home")
 def test_tables() -> None:
-    take("results/small-defences", "results/small-lambda")
-    Path("results/small-defences").rename("results/table1")
+    take("results/small-first-pair", "results/small-lambda")
+    Path("results/small-first-pair").rename("results/table1")
     Path("results/small-lambda").rename("results/lambda")
     run_page("docs/tables.md", instead={"RESULTS": "results/table1"})
 
@@ -53,7 +53,7 @@ def test_tables() -> None:
 @pytest.mark.usefixtures("at_home")
 def test_results() -> None:
     take(
-        "results/small-defences", "results/small-lambda", "results/small-learning-rate",
+        "results/small-first-pair", "results/small-lambda", "results/small-learning-rate",
         "results/small-poison", "results/small-full", "results/small-alt-pairs",
         "results/small-aim", "results/small-claim",
     )  # fmt: skip

@@ -34,7 +34,7 @@ def kinds(found: list[health.Finding]) -> list[str]:
 
 @pytest.mark.parametrize("name", sorted(HEALTHY))
 def test_real_trainings_raise_no_alarm(name: str) -> None:
-    """Logs of `make quickstart` and of the sweep behind `results/small-defences`."""
+    """Logs of `make quickstart` and of the sweep behind `results/small-first-pair`."""
     held = HEALTHY[name]
     found = lines(held["loss"], held["epoch"])
     for line, norm in zip(found, held["grad_norm"], strict=True):
