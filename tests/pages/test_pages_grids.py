@@ -55,7 +55,7 @@ def test_results() -> None:
     take(
         "results/small-first-pair", "results/small-lambda", "results/small-learning-rate",
         "results/small-poison", "results/small-full", "results/small-alt-pairs",
-        "results/small-aim", "results/small-claim",
+        "results/small-aim", "results/small-claim", "results/small-defences",
     )  # fmt: skip
     hours = "hours of a real model; tests/jobs checks its cells"
     printed = run_page(
