@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from anchortune.config_defences import AnchorRef, AsftAltSection, Defences
+from anchortune.config_defences import AnchorRef, AsftAltSection, Defences, named_methods
 from anchortune.config_penalty import AnchorRefreshSection as AnchorRefreshSection
 from anchortune.config_penalty import PenaltySection as PenaltySection
 from anchortune.config_penalty import PenaltySettings as PenaltySettings
@@ -70,12 +70,6 @@ class StageConfig(Section):
     def science(self) -> dict[str, Any]:
         """What decides the result: the config without ``machine`` and ``output``."""
         return self.model_dump(mode="json", exclude={"machine", "output"})
-
-
-def named_methods(chain: Any) -> tuple[list[Any], list[Any]]:
-    """``defence:`` as a list, whichever way it is written, and the name in each entry."""
-    listed = chain if isinstance(chain, list) else [] if chain is None else [chain]
-    return listed, [entry.get("name") if isinstance(entry, dict) else entry for entry in listed]
 
 
 def fold_penalty(value: Any) -> Any:

@@ -195,27 +195,31 @@ _WRITTEN = {
 }
 
 
-def refuse_names_of_tables(links: list[Any], besides: Collection[str] = ()) -> None:
-    """Raises where a chain names a method as tables do, and says how it is written.
+def named_methods(chain: Any) -> tuple[list[Any], list[Any]]:
+    """``defence:`` as a list, whichever way it is written, and the name in each entry."""
+    listed = chain if isinstance(chain, list) else [] if chain is None else [chain]
+    return listed, [entry.get("name") if isinstance(entry, dict) else entry for entry in listed]
+
+
+def listed_methods(chain: Any, besides: Collection[str] = ()) -> list[Any]:
+    """``defence:`` as a list; a method named as tables do is refused, and told how it is written.
 
     Args:
-        links: of the chain, as the config has them.
+        chain: as the config has it.
         besides: names that are methods here.
+
+    Raises:
+        ValueError: for pydantic, of such a name.
     """
-    for link in links:
-        name = link.get("name") if isinstance(link, dict) else link
+    listed, names = named_methods(chain)
+    for name in names:
         if isinstance(name, str) and name in _WRITTEN and name not in besides:
             raise ValueError(f"there is no method '{name}'; write {_WRITTEN[name]}")
-
-
-def _chain(value: Any) -> Any:
-    chain = value if isinstance(value, list) else [] if value is None else [value]
-    refuse_names_of_tables(chain)
-    return chain
+    return listed
 
 
 #: ``lisa``, ``{name: lisa, rho: 0.1}``, or a list of these, which are applied in its order.
-Defences = Annotated[list[OneDefence], BeforeValidator(_chain)]
+Defences = Annotated[list[OneDefence], BeforeValidator(listed_methods)]
 
 
 class AnchorRef(Section):

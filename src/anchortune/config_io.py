@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from anchortune.config import PRESETS, named_methods
+from anchortune.config import PRESETS
+from anchortune.config_defences import named_methods
 from anchortune.deprecations import with_new_keys
 from anchortune.errors import ConfigError
 from anchortune.sections import Shorthand

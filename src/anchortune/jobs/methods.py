@@ -12,7 +12,7 @@ from anchortune.config_defences import (
     AsftSection,
     DefenceSection,
     label_of,
-    refuse_names_of_tables,
+    listed_methods,
 )
 
 REFERENCE = "aligned"
@@ -109,8 +109,8 @@ def spelt(value: Any, penalty: Any) -> Any:
         links, rest = value, {}
     else:
         return value
-    listed = links if isinstance(links, list) else [links]
-    refuse_names_of_tables(listed, besides=("sft",))
+    chain = links if isinstance(links, list) else [links]
+    listed = listed_methods(chain, besides=("sft",))
     return {"chain": [_with(penalty, link) for link in listed], **rest}
 
 

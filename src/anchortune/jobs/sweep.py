@@ -16,12 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from anchortune.errors import (
-    AnchortuneError,
-    CheckpointError,
-    ConfigError,
-    DataError,
-)
+from anchortune.errors import AnchortuneError, CheckpointError, ConfigError, DataError
 from anchortune.files import write_text
 from anchortune.jobs.folder import digest_of
 from anchortune.jobs.sweep_config import DEFENCE, Cell, CellConfig, SweepConfig
@@ -203,21 +198,26 @@ class Sweep:
                     known = found.get(digest)
                     if known is not None:  # what differs between its cells does not decide it
                         labels = {k: v for k, v in labels.items() if known.labels.get(k) == v}
-                    found[digest] = self._untrained(which, labels, cell.config)
+                    aligned = self._digest_of_reference(cell.config, "aligned")
+                    found[digest] = self._untrained(which, labels, cell.config, digest, aligned)
         return list(found.values())
 
     def _untrained(
-        self, which: Literal["aligned", "base"], labels: dict[str, str], config: CellConfig
+        self,
+        which: Literal["aligned", "base"],
+        labels: dict[str, str],
+        config: CellConfig,
+        digest: str,
+        aligned: str,
     ) -> Run:
         tree = reference_tree(config, which)
-        digest = self._digest_of_reference(config, which)
-        aligned = self._digest_of_reference(config, "aligned")
         inputs = hashes_of(tree, self._inputs)
         return Run(which, labels, 0, config, digest, None, aligned, named(tree), inputs)
 
     def reference_of(self, run: Run) -> Run:
         """The aligned model's own run beside ``run``, whether the sweep records it or not."""
-        return self._untrained("aligned", {DEFENCE: "aligned"}, run.config)
+        labels, digest = {DEFENCE: "aligned"}, run.reference
+        return self._untrained("aligned", labels, run.config, digest, digest)
 
     def digest_of_mix(self, run: Run) -> str:
         """Of the rows that ``run`` trains on."""

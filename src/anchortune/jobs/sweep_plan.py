@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from anchortune.config import DataSection, TrainConfig
 from anchortune.config_io import validate
 from anchortune.errors import AnchortuneError, ConfigError
@@ -29,8 +31,7 @@ def check_sweep(sweep: Sweep) -> list[str]:
     trainings: dict[str, Run] = {}
     for run in sweep.runs:
         cell = run.config
-        asked = without_pace(cell.evaluate.model_dump(mode="json"))
-        evaluations.setdefault(repr((cell.model, asked)), run)
+        evaluations.setdefault(repr((cell.model, _asked(cell))), run)
         if run.kind == "trained":
             rows = (cell.data, cell.mix)
             trainings.setdefault(repr((cell.model, cell.lora, cell.training, rows)), run)
@@ -51,14 +52,18 @@ def check_reported(sweep: Sweep) -> None:
     for run in sweep.runs:
         if run.kind == "trained":
             cell = run.config
-            asked = without_pace(cell.evaluate.model_dump(mode="json"))
-            beside.setdefault(repr((asked, cell.probe, _refusals(cell))), run)
+            beside.setdefault(repr((_asked(cell), cell.probe, _refusals(cell))), run)
     for run in beside.values():
         cell = run.config
         try:
             check_unseen(cell.probe, _refusals(cell), sweep.config.seeds, cell.evaluate)
         except AnchortuneError as error:
             raise _where(run, error) from None
+
+
+def _asked(cell: CellConfig) -> Any:
+    """What decides its evaluation, to tell evaluations apart."""
+    return without_pace(cell.evaluate.model_dump(mode="json"))
 
 
 def _refusals(cell: CellConfig) -> list[DataSection]:
