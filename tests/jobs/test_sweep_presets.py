@@ -190,7 +190,7 @@ def test_cells_of_each_other_table_run(
     sweep = Sweep(config, only)
     in_this_process(sweep, None, lambda *told: None)
     found = list(records(tmp_path / "results").values())
-    assert len(found) == len(sweep.runs) == len(only.get("task", "1"))
+    assert len(found) == len(sweep.runs) == len(only.get("task", [stem]))
     for record in found:
         assert (record.state, record.error) == ("complete", None)
         assert record.outcomes
