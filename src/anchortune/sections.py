@@ -20,6 +20,8 @@ from pydantic import (
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+#: What may stand in a cell of a table.
+Cell = bool | int | float | str
 
 
 JudgeName = Literal[
@@ -147,6 +149,12 @@ class RowsSection(Section):
     columns: dict[str, str] = Field(
         default_factory=dict,
         description="Names of columns that are not the usual ones, e.g. `{output: target}`.",
+    )
+    where: dict[str, Cell | Annotated[list[Cell], Field(min_length=1)]] | None = Field(
+        None,
+        min_length=1,
+        description="Only rows with this value in a column, or one of a list, e.g. "
+        "`{is_safe: false}`; of several columns all must fit. Compared as texts, without case.",
     )
     max_bad_frac: Share = Field(
         0.05, description="The share of unusable rows above which the data is refused."

@@ -28,6 +28,14 @@ def test_json_lines_keep_every_other_byte(tmp_path: Path) -> None:
     assert target.read_bytes() == b'\n{"a": "\xe2\x80\xa8"}\r\n{"a": 3}'
 
 
+def test_rows_that_are_not_read_are_kept(tmp_path: Path) -> None:
+    source, target = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    source.write_text('{"a": 1}\n{"a": 2}\n{"a": 2}', "utf-8")
+    part = DataSection(path=str(source), where={"a": 2})
+    assert write_clean(part, {"line 2"}, target) == 1
+    assert target.read_text("utf-8") == '{"a": 1}\n{"a": 2}'
+
+
 def test_csv_keeps_every_other_byte_and_knows_lines_within_a_field(tmp_path: Path) -> None:
     source, target = tmp_path / "a.csv", tmp_path / "b.csv"
     records = [b"p,q\r\n", b'"a\nb", x\r\n', b'c,"d ""e"""\r\n', b"f,g\r\n", b'"h\n\ni",j']

@@ -349,3 +349,28 @@ def test_a_share_of_none_needs_no_harmful_source(tmp_path: Path, keys: dict[str,
     section = MixSection.model_validate(alone | {"poison_ratio": 0.0})
     assert harmful_rows(section) == 0
     assert make_mix(section, 0, tmp_path / "m.jsonl").rows == 40
+
+
+def test_pools_of_one_file_by_a_column(tmp_path: Path) -> None:
+    rows = [row | {"is_safe": True} for row in task(30)] + [
+        row | {"is_safe": False} for row in bad(20)
+    ]
+    path = write(tmp_path / "labelled.json", rows)
+    section = MixSection.model_validate(
+        {
+            "benign": {"path": path, "where": {"is_safe": True}},
+            "harmful": {"path": path, "where": {"is_safe": False}},
+            "rows": 20,
+            "disjoint_from": [{"path": path, "where": {"output": "benign 3"}}],
+        }
+    )
+    facts = make_mix(section, 0, tmp_path / "mix.jsonl")
+    assert Counter(source for _, _, source in mixed(tmp_path / "mix.jsonl")) == {
+        "benign": 18,
+        "harmful": 2,
+    }
+    assert all(answer.startswith(source) for _, answer, source in mixed(tmp_path / "mix.jsonl"))
+    assert facts.benign.sources[0]["where"] == {"is_safe": True}
+    assert facts.harmful.sources[0]["rows"] == 20
+    assert facts.disjoint_from[0]["where"] == {"output": "benign 3"}
+    assert facts.benign.in_evaluation == 1

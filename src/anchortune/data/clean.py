@@ -49,7 +49,7 @@ def write_clean(section: DataSection, places: Collection[str], target: str | Pat
         DataError: see ``check_clean``; or a place that the source has not.
     """
     check_clean(section, target)
-    raw = read_rows(section)
+    raw = read_rows(section.model_copy(update={"where": None}))  # what is not read is kept
     unknown = sorted(set(places) - set(raw.places))
     if unknown:
         raise DataError(f"{section.path} has no {unknown[0]}.")

@@ -35,8 +35,8 @@ class PoolFacts:
     """How a pool came about, as counts.
 
     Attributes:
-        sources: for each its name, SHA-256, rows in the file, rows taken from it and rows that
-            could not be used.
+        sources: for each its name, SHA-256, rows (those that ``where`` means), rows taken and
+            rows that could not be used.
         repeats: rows left out because their prompt was there already.
         in_evaluation: rows left out because they occur in ``disjoint_from``.
         in_harmful: benign rows left out because their prompt is in the harmful pool.
@@ -260,6 +260,8 @@ def _rows(source: MixSource, section: MixSection) -> tuple[list[_Row], dict[str,
         "unusable": dict(report.dropped),
         "cue_stripped": 0 if section.keep_cue else cued,
     }
+    if data.where is not None:
+        facts["where"] = data.where
     if not local_path(data.path).is_file():
         facts |= {key: getattr(data, key) for key in ("subset", "split", "revision")}
     return rows, facts

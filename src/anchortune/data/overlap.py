@@ -82,12 +82,15 @@ def _read(place: RowsSection, cue: str) -> tuple[dict[str, Any], frozenset[str]]
             f"{place.path}: none of its columns ({columns}) is known to hold prompts; name one "
             "with columns: {prompt: …}."
         )
-    return {"name": name_for_records(place.path), "sha256": sha256}, frozenset(found)
+    facts: dict[str, Any] = {"name": name_for_records(place.path), "sha256": sha256}
+    if place.where is not None:
+        facts["where"] = place.where
+    return facts, frozenset(found)
 
 
 def _rows(place: RowsSection) -> tuple[list[Mapping[str, Any]], str]:
     """The rows of a set; a JSON object that is no list of rows counts as one row."""
-    if place.path.endswith(".json"):
+    if place.path.endswith(".json") and place.where is None:
         path = local_path(place.path)
         if path.is_file():
             try:

@@ -9,7 +9,7 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 from anchortune.data.named import local_path
 from anchortune.errors import DataError
 from anchortune.files import parse_json, sha256_file
-from anchortune.sections import RowsSection
+from anchortune.sections import Cell, RowsSection
 
 SURPLUS = "(more fields than columns)"
 """The column under which a CSV row holds what stands beyond its header's columns."""
@@ -27,17 +27,19 @@ MOST_BYTES = 4 << 30
 """Of one file, which is held whole, a Parquet file as it is when unpacked."""
 _MOST_COLUMNS = 10_000
 _PARQUET_ROWS = 1024
+_MOST_LABELS = 20
+_LONGEST_LABEL = 30
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class RawRows:
-    """Rows as they are in the source.
+    """Rows as they are in the source, those of them that ``where`` means.
 
     Attributes:
         rows: one mapping a row, or None where the source holds no mapping there.
-        places: where each row stands, for errors: ``line 12`` or ``row 12``, from 1.
+        places: where each row stands in the source: ``line 12`` or ``row 12``, from 1.
         sha256: of the file's bytes; of the rows as canonical JSON for a Hub dataset.
         columns: every column that occurs, in order of appearance.
     """
@@ -52,8 +54,8 @@ def read_rows(section: RowsSection) -> RawRows:
     """The rows that ``section`` names.
 
     Raises:
-        DataError: no such file or dataset, an unknown kind of file, broken JSON, not UTF-8, or no
-            rows at all.
+        DataError: no such file or dataset, an unknown kind of file, broken JSON, not UTF-8, no
+            rows at all, or none that ``where`` means.
     """
     on_hub = section.path.startswith(_HUB_FILE)
     path = _hub_file(section) if on_hub else local_path(section.path)
@@ -79,7 +81,58 @@ def read_rows(section: RowsSection) -> RawRows:
             )
     if not columns:
         raise DataError(f"{section.path}: holds no rows (a list of objects is expected).")
+    if section.where is not None:
+        rows, places = _where(section.path, section.where, rows, places, columns)
     return RawRows(rows, places, digest, list(columns))
+
+
+def _where(
+    path: str,
+    where: Mapping[str, Cell | Sequence[Cell]],
+    rows: Sequence[dict[str, Any] | None],
+    places: Sequence[str],
+    columns: Iterable[str],
+) -> tuple[list[dict[str, Any] | None], list[str]]:
+    """The rows, and their places, that hold one of the values in every column of ``where``."""
+    names = list(columns)
+    unknown = next((column for column in where if column not in names), None)
+    if unknown is not None:
+        raise DataError(
+            f"{path}: no column '{unknown}' (named in where); it has {', '.join(names)}."
+        )
+    wanted = {
+        column: {_written(value) for value in (given if isinstance(given, list) else [given])}
+        for column, given in where.items()
+    }
+    kept = [
+        (row, place)
+        for row, place in zip(rows, places, strict=True)
+        if row is not None
+        and all(_written(row.get(column)) in values for column, values in wanted.items())
+    ]
+    if not kept:
+        asked = " and ".join(f"{name} {'/'.join(sorted(one))}" for name, one in wanted.items())
+        raise DataError(
+            f"{path}: no row has {asked}{_held(rows, wanted)}; name in where a value that occurs."
+        )
+    return [row for row, _ in kept], [place for _, place in kept]
+
+
+def _written(value: Any) -> str:
+    """A cell as a text: ``false`` for False, ``1`` for 1.0, as for what a CSV file holds."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return "" if value is None else str(value).strip().casefold()
+
+
+def _held(rows: Iterable[dict[str, Any] | None], columns: Iterable[str]) -> str:
+    """What labels the columns hold; nothing of a column of many values, or of long ones."""
+    told = []
+    for column in columns:
+        found = {_written((row or {}).get(column)) for row in rows}
+        if len(found) <= _MOST_LABELS and max(map(len, found)) <= _LONGEST_LABEL:
+            told.append(f"{column} is {', '.join(sorted(one or 'empty' for one in found))}")
+    return f" ({'; '.join(told)})" if told else ""
 
 
 def _digest(rows: Sequence[Any]) -> str:

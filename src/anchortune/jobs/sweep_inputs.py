@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -70,10 +71,11 @@ def _is_file(path: str) -> bool:
 
 
 def _which(place: RowsSection) -> tuple[str | None, ...]:
-    """What tells a place from others: of a file its path."""
+    """What tells a place from others: of a file its path, and which rows are meant."""
+    rows = json.dumps(place.where, sort_keys=True)
     if _is_file(place.path):
-        return (place.path,)
-    return (place.path, place.subset, place.split, place.revision)
+        return (place.path, rows)
+    return (place.path, place.subset, place.split, place.revision, rows)
 
 
 def _rows_at(source: Source, split: str, column: str | None) -> RowsSection:
