@@ -34,13 +34,13 @@ def test_it_parses_and_every_cell_can_be_run(name: str) -> None:
 
 
 def test_what_is_chosen_is_chosen_on_the_selection_part_and_a_seed_of_its_own() -> None:
-    for name in ("lambda", "aim", "full"):
+    for name in ("lambda", "aim", "full", "choice"):
         config = load_config(SMALL / f"{name}.yaml", SweepConfig)
-        assert config.seeds == [100]
+        assert config.seeds == ([100, 101, 102] if name == "choice" else [100])
         assert {cell.config.evaluate.part for cell in config.cells()} == {"selection"}
     for name in ("alt-pairs", "claim"):
         report = load_config(SMALL / f"{name}.yaml", SweepConfig)
-        assert 100 not in report.seeds
+        assert not {100, 101, 102} & set(report.seeds)
         assert {cell.config.evaluate.part for cell in report.cells()} == {"report"}
 
 
