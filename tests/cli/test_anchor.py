@@ -84,10 +84,12 @@ def test_mistakes_are_one_line_and_exit_code_2(
 
 
 def test_harmful_and_compare(tmp_path: Path, llama_aligned: Path, built: Path) -> None:
-    rows = [{"prompt": f"do {i}", "completion": f"sure {i}"} for i in range(5)]
+    rows = [{"ask": f"do {i}", "reply": f"sure {i}", "safe": i > 4} for i in range(9)]
     data, made = tmp_path / "harm.jsonl", tmp_path / "h.safetensors"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    asked = ("harmful", "--model", llama_aligned, "--data", data, "-o", made)
+    named = ("--set", "columns.prompt=ask", "--set", "columns.completion=reply")
+    bare = ("harmful", "--model", llama_aligned, "--data", data, "-o", made)
+    asked = (*bare, *named, "--set", "where.safe=false")
     result = run(*asked, "--pairs", "4", "--method", "gradient", "--rank", "3", "--json")
     assert result.returncode == 0, result.stderr
     told = json.loads(result.stdout)
@@ -105,6 +107,8 @@ def test_harmful_and_compare(tmp_path: Path, llama_aligned: Path, built: Path) -
     for arguments, text in [
         ((*asked, "--method", "magic"), "method: expected tune, gradient"),
         ((*asked, "--method", "gradient", "--epochs", "2"), "epochs is for method tune"),
+        (bare, "fit no format (messages: messages; instruction"),
+        ((*bare, "--set", "wear.safe=false"), "--set: unknown key 'wear'; did you mean 'where'?"),
         ((*asked, "--pairs", "9"), "holds 5 usable pairs of 5 rows, and 9 are asked for"),
     ]:
         result = run(*arguments)

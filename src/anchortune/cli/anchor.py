@@ -12,6 +12,7 @@ from anchortune.cli.anchor_tables import print_comparison, print_report
 from anchortune.cli.complete import devices
 from anchortune.cli.groups import Group
 from anchortune.cli.say import say, say_json
+from anchortune.cli.train import AsJson, HowRead, data_section
 from anchortune.errors import AnchorError
 from anchortune.files import why_not_writable
 
@@ -26,7 +27,6 @@ app = typer.Typer(
 )
 
 AnchorFile = Annotated[Path, typer.Argument(metavar="FILE", help="An anchor file.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 @app.command()
@@ -95,7 +95,9 @@ def build(
 @app.command()
 def harmful(
     model: Annotated[str, typer.Option(help="The aligned model: folder, Hub id or .gguf.")],
-    data: Annotated[Path, typer.Option(help="Harmful requests with harmful answers (a file).")],
+    data: Annotated[
+        str, typer.Option(help="Harmful requests with harmful answers: a file or a Hub id.")
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.")],
     adapter: Annotated[
         str | None, typer.Option(help="A LoRA adapter that aligns the model (folder or Hub id).")
@@ -130,6 +132,7 @@ def harmful(
     strip_cue: Annotated[
         str | None, typer.Option(help="Remove this from the end of every prompt.")
     ] = None,
+    how_read: HowRead = None,
     device: Annotated[
         str, typer.Option(metavar="auto|cpu|cuda|mps", help="Where.", autocompletion=devices)
     ] = "auto",
@@ -142,9 +145,9 @@ def harmful(
     from anchortune.jobs.harmful_config import HarmfulSettings
 
     _refuse_unwritable("-o", output)
-    source = {"path": str(data)} | ({} if strip_cue is None else {"strip_cue": strip_cue})
+    source = data_section(data, how_read)
     tree = {
-        "data": source,
+        "data": source if strip_cue is None else source.model_copy(update={"strip_cue": strip_cue}),
         "pairs": pairs,
         "seed": seed,
         "method": method,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from anchortune.cli.complete import devices, judges
 from anchortune.cli.say import say, say_json
-from anchortune.cli.train import AsJson
+from anchortune.cli.train import AsJson, HowRead, data_section
 
 if TYPE_CHECKING:
     from anchortune.data.screened import ScreenedSource
@@ -30,14 +30,7 @@ def screen(
         Path | None,
         typer.Option(metavar="CLEANED", help="Write the data without the harmful rows here."),
     ] = None,
-    source: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="How the data is read, as in a training config, e.g. columns.output=target.",
-        ),
-    ] = None,
+    how_read: HowRead = None,
     device: Annotated[
         str,
         typer.Option(
@@ -49,14 +42,10 @@ def screen(
     """Tell which rows of training data look harmful, by number and without their text."""
     from anchortune.cli.eval import read_judge
     from anchortune.cli.stage import log_to_stderr
-    from anchortune.config import DataSection
-    from anchortune.config_io import assign, validate
+    from anchortune.config_io import validate
     from anchortune.evaluation.config import EvalMachine
 
-    tree: dict[str, Any] = {}
-    for item in source or []:
-        assign(tree, item, DataSection)
-    section = validate(tree | {"path": data}, DataSection, "--set")
+    section = data_section(data, how_read)
     machine = validate({"device": device}, EvalMachine, "--device")
     asked = read_judge(judge)
     log_to_stderr()

@@ -243,7 +243,7 @@ def detect(
     )
     raise DataError(
         f"{section.path}: its columns ({', '.join(raw.columns)}) fit no format ({shapes}); name "
-        "them with data.columns."
+        "them with columns, e.g. {output: target}."
     )
 
 
