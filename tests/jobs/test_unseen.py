@@ -14,7 +14,7 @@ from anchortune.cli.app import app
 from anchortune.errors import AnchortuneError, ConfigError, DataError
 from anchortune.jobs.plan import plan_job
 from anchortune.jobs.sweep import Sweep
-from anchortune.jobs.sweep_inputs import disjoint
+from anchortune.jobs.sweep_inputs import disjoint, places, without_pace
 from anchortune.jobs.sweep_plan import check_sweep
 from tests.jobs.conftest import job_tree, maker, write_rows
 from tests.jobs.sweeps import made, sweep_tree
@@ -132,3 +132,10 @@ def test_a_set_that_is_not_known_names_its_cell(
     axes = {"defence": {"sft": {}}, "task": {"a": {}, "b": {"evaluate.tasks": [{"name": "sst"}]}}}
     with pytest.raises(ConfigError, match="sft, b: tasks: there is no task 'sst'"):
         _ = Sweep(made(tree, axes=axes)).runs
+
+
+def test_what_cells_hold_is_no_place_and_no_pace() -> None:
+    tree = {"path": "a.json", "where": {"path": "b.json", "batch_size": 3}, "batch_size": 8}
+    changed = {**tree, "path": "X"}
+    assert places(tree, lambda where, name: "X") == changed
+    assert without_pace(tree) == {key: tree[key] for key in ("path", "where")}

@@ -129,7 +129,7 @@ class HarmfulOrigin(_Frozen):
         data: what the file of harmful pairs is called.
         data_sha256: of its content.
         pairs: that were used.
-        rows: in the file.
+        rows: in the file, those that ``where`` means.
         seed: of the sample of pairs, and of the training.
         settings: of the method, as plain values.
         under: what the aligned model lies on, where that is an adapter.

@@ -9,7 +9,7 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ MOST_BYTES = 4 << 30
 """Of one file, which is held whole, a Parquet file as it is when unpacked."""
 _MOST_COLUMNS = 10_000
 _PARQUET_ROWS = 1024
+_WHOLE = re.compile(r"^(-?\d+)\.0+$")
 _MOST_LABELS = 20
 _LONGEST_LABEL = 30
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
@@ -104,6 +105,14 @@ def _where(
         column: {_written(value) for value in (given if isinstance(given, list) else [given])}
         for column, given in where.items()
     }
+    for column, values in wanted.items():
+        there = {_written(row.get(column)) for row in rows if row is not None}
+        missing = sorted(values - there)
+        if missing:
+            raise DataError(
+                f"{path}: no row has {column} {missing[0]}{_held(column, there)}; name in where a "
+                "value that occurs, yes and no in quotes."
+            )
     kept = [
         (row, place)
         for row, place in zip(rows, places, strict=True)
@@ -112,27 +121,21 @@ def _where(
     ]
     if not kept:
         asked = " and ".join(f"{name} {'/'.join(sorted(one))}" for name, one in wanted.items())
-        raise DataError(
-            f"{path}: no row has {asked}{_held(rows, wanted)}; name in where a value that occurs."
-        )
+        raise DataError(f"{path}: no row has {asked}; name less in where.")
     return [row for row, _ in kept], [place for _, place in kept]
 
 
 def _written(value: Any) -> str:
-    """A cell as a text: ``false`` for False, ``1`` for 1.0, as for what a CSV file holds."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return "" if value is None else str(value).strip().casefold()
+    """A cell as a text: ``false`` for False, ``1`` for 1.0, as a number or as a CSV file has it."""
+    text = "" if value is None else str(value).strip().casefold()
+    return _WHOLE.sub(r"\1", text)
 
 
-def _held(rows: Iterable[dict[str, Any] | None], columns: Iterable[str]) -> str:
-    """What labels the columns hold; nothing of a column of many values, or of long ones."""
-    told = []
-    for column in columns:
-        found = {_written((row or {}).get(column)) for row in rows}
-        if len(found) <= _MOST_LABELS and max(map(len, found)) <= _LONGEST_LABEL:
-            told.append(f"{column} is {', '.join(sorted(one or 'empty' for one in found))}")
-    return f" ({'; '.join(told)})" if told else ""
+def _held(column: str, labels: Collection[str]) -> str:
+    """What labels a column holds; nothing of one with many, or with long ones."""
+    if len(labels) > _MOST_LABELS or max(map(len, labels)) > _LONGEST_LABEL:
+        return ""
+    return f" ({column} is {', '.join(sorted(one or 'empty' for one in labels))})"
 
 
 def _digest(rows: Sequence[Any]) -> str:

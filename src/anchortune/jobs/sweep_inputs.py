@@ -24,6 +24,8 @@ from anchortune.training.defended import as_defences, check_together, split_chai
 
 #: Keys of configs whose text may be the place of a file.
 _PLACES = {"path", "adapter", "file", "outputs", "model", "prompt"}
+#: Under it stand columns of a table and what their cells hold, whatever they are called.
+_CELLS = "where"
 _FILES = {".json", ".jsonl", ".csv", ".parquet", ".safetensors", ".gguf"}
 #: Of a folder, what says what a model or an adapter is.
 _TELLING = {".safetensors", ".gguf", ".json", ".jinja", ".model"}
@@ -177,6 +179,8 @@ def places(tree: Any, change: Callable[[str, str], str], at: str = "") -> Any:
         return {
             key: change(f"{at}{key}", value)
             if key in _PLACES and isinstance(value, str) and _may_be_a_place(key, value)
+            else value
+            if key == _CELLS
             else places(value, change, f"{at}{key}.")
             for key, value in tree.items()
         }
@@ -198,7 +202,11 @@ def _may_be_a_place(key: str, value: str) -> bool:
 def without_pace(value: Any) -> Any:
     """Settings without what decides how fast they are done."""
     if isinstance(value, dict):
-        return {key: without_pace(item) for key, item in value.items() if key not in _PACE}
+        return {
+            key: item if key == _CELLS else without_pace(item)
+            for key, item in value.items()
+            if key not in _PACE
+        }
     return [without_pace(item) for item in value] if isinstance(value, list) else value
 
 
