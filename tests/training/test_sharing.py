@@ -230,6 +230,7 @@ def test_a_training_comes_out_the_same(llama_aligned: Path, tmp_path: Path) -> N
             "machine": {"device": "cpu", "dtype": "float32", "share_prefixes": share},
         }
         record = train(validate(config, TrainConfig, "here"))
+        assert record.numbers["shared_prefixes"] == (share == "auto")
         file = tmp_path / str(share) / "adapter" / "adapter_model.safetensors"
         found[share] = (record.metrics["loss_last_tenth"], load_file(file))
     assert found["auto"][0] == pytest.approx(found[False][0], rel=1e-4)
@@ -252,5 +253,6 @@ def test_who_asks_for_sharing_and_cannot_have_it_is_told(
         "training": {"max_steps": 1, "batch_size": 1},
         "machine": {"device": "cpu", "dtype": "float32", "share_prefixes": True},
     }
-    train(validate(config, TrainConfig, "here"))
+    record = train(validate(config, TrainConfig, "here"))
     assert "machine.share_prefixes is left out" in caplog.text
+    assert record.numbers["shared_prefixes"] is False

@@ -271,7 +271,9 @@ class _Making:
         free_memory()
         self.timings |= {f"train.{key}": value for key, value in record.timings.items()}
         self.platform["trained_on"] = {
-            key: record.numbers[key] for key in ("device", "compute_dtype")
+            key: record.numbers[key]
+            for key in ("device", "compute_dtype", "shared_prefixes")
+            if key in record.numbers  # a training of an earlier version may lack the last
         } | {key: value for key, value in record.platform.items() if key == "gpu"}
         return record, folder
 

@@ -38,6 +38,7 @@ from anchortune.training.probing import (
     probe_metrics,
 )
 from anchortune.training.refresh import attach_refresh
+from anchortune.training.sharing import SharingMixin
 from anchortune.training.task_loss import attach_task_loss
 from anchortune.training.terms import attach_terms
 from anchortune.training.trackers import run_name, tracking
@@ -142,6 +143,8 @@ def _run(plan: Plan) -> Record:
             "device": plan.numbers.device.type,
             "compute_dtype": plan.numbers.compute_name,
             "weights_dtype": str(plan.numbers.weights).removeprefix("torch."),
+            # Dropout is then drawn once for what rows begin with alike: other numbers.
+            "shared_prefixes": isinstance(trainer, SharingMixin),
             "trained_parameters": plan.parameters[0],
             "parameters": plan.parameters[1],
             "identity": plan.folder.digest,
