@@ -14,6 +14,8 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
     model_validator,
 )
 
@@ -159,6 +161,14 @@ class RowsSection(Section):
     max_bad_frac: Share = Field(
         0.05, description="The share of unusable rows above which the data is refused."
     )
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without a ``where`` that is unset: a run from before there was any is still that run."""
+        found: dict[str, Any] = handler(self)
+        if found.get("where") is None:
+            found.pop("where", None)
+        return found
 
 
 class DataSection(RowsSection):

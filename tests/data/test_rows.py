@@ -100,3 +100,10 @@ def test_training_reads_and_samples_the_rows_that_are_meant(tmp_path: Path) -> N
     section = DataSection(path=written(tmp_path, ".csv"), where={"safe": False}, max_rows=1)
     conversations, report = load_source(section, seed=0)
     assert (report.rows, report.sampled, len(conversations)) == (2, 1, 1)
+
+
+def test_a_section_without_it_is_written_as_it_was_before_there_was_any() -> None:
+    assert "where" not in DataSection(path="a.json").model_dump(mode="json")
+    told = DataSection(path="a.json", where={"safe": [False]}).model_dump(mode="json")
+    assert told["where"] == {"safe": [False]}
+    assert DataSection.model_validate(told).where == {"safe": [False]}
