@@ -105,8 +105,10 @@ def _where(
         column: {_written(value) for value in (given if isinstance(given, list) else [given])}
         for column, given in where.items()
     }
+    held = [(row, place) for row, place in zip(rows, places, strict=True) if row is not None]
+    cells = {column: [_written(row.get(column)) for row, _ in held] for column in wanted}
     for column, values in wanted.items():
-        there = {_written(row.get(column)) for row in rows if row is not None}
+        there = set(cells[column])
         missing = sorted(values - there)
         if missing:
             raise DataError(
@@ -114,10 +116,9 @@ def _where(
                 "value that occurs, yes and no in quotes."
             )
     kept = [
-        (row, place)
-        for row, place in zip(rows, places, strict=True)
-        if row is not None
-        and all(_written(row.get(column)) in values for column, values in wanted.items())
+        pair
+        for at, pair in enumerate(held)
+        if all(cells[column][at] in values for column, values in wanted.items())
     ]
     if not kept:
         asked = " and ".join(f"{name} {'/'.join(sorted(one))}" for name, one in wanted.items())

@@ -176,14 +176,15 @@ class Inputs:
 def places(tree: Any, change: Callable[[str, str], str], at: str = "") -> Any:
     """``tree`` with ``change(where, text)`` in place of every text that may name a file."""
     if isinstance(tree, dict):
-        return {
-            key: change(f"{at}{key}", value)
-            if key in _PLACES and isinstance(value, str) and _may_be_a_place(key, value)
-            else value
-            if key == _CELLS
-            else places(value, change, f"{at}{key}.")
-            for key, value in tree.items()
-        }
+        found = {}
+        for key, value in tree.items():
+            if key == _CELLS:
+                found[key] = value
+            elif key in _PLACES and isinstance(value, str) and _may_be_a_place(key, value):
+                found[key] = change(f"{at}{key}", value)
+            else:
+                found[key] = places(value, change, f"{at}{key}.")
+        return found
     if isinstance(tree, list):
         return [places(value, change, f"{at}{number}.") for number, value in enumerate(tree)]
     return tree
