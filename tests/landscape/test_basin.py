@@ -12,11 +12,13 @@ import torch
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
+import anchortune.landscape.basin as basin_module
 import anchortune.landscape.plan as plan_module
 from anchortune.anchor.anchor import Anchor
 from anchortune.cli.app import app
 from anchortune.config_io import validate
 from anchortune.errors import AnchortuneError, ConfigError, EvaluationError
+from anchortune.evaluation.config import CandidateSection
 from anchortune.landscape.basin import finished, run_basin
 from anchortune.landscape.config import BasinConfig
 from anchortune.landscape.directions import of_anchor
@@ -313,3 +315,9 @@ def test_a_folder_of_something_else_is_left_alone(
     (tmp_path / "out" / "letters.txt").write_text("dear")
     with pytest.raises(EvaluationError, match="not a basin's"):
         plan_basin(settings(tmp_path, llama_aligned, anchors))
+
+
+def test_a_model_is_named_with_its_adapters_and_without_folders() -> None:
+    section = CandidateSection(path="/home/me/aligned", adapter=["runs/sft/adapter", "me/mended"])
+    assert basin_module._named(section) == "aligned + sft + mended"
+    assert basin_module._named(CandidateSection(path="org/chat")) == "org/chat"

@@ -43,6 +43,12 @@ def read_update(folder: str | Path) -> tuple[Update, dict[str, Any]]:
     return {module: LowRank(b, a) for module, (a, b) in sorted(factors.items())}, config
 
 
+def adapter_label(folder: str | Path) -> str:
+    """An adapter by its folder's name; ``adapter`` is that of every run, so by the run's then."""
+    path = Path(folder).resolve()
+    return path.parent.name if path.name == "adapter" else path.name
+
+
 def update_as_lora(
     update: Update,
     *,

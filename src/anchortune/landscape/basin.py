@@ -10,8 +10,10 @@ from functools import lru_cache
 from itertools import combinations
 from typing import Any
 
+from anchortune.adapter.update import adapter_label
 from anchortune.errors import DataError, EvaluationError
 from anchortune.evaluation.ask import free_memory
+from anchortune.evaluation.config import CandidateSection
 from anchortune.evaluation.generate import load_engine
 from anchortune.files import sha256_file, write_text
 from anchortune.landscape.directions import RANDOM, Direction
@@ -112,7 +114,7 @@ def run_basin(plan: BasinPlan, *, engine: Any = None) -> Basin:
     except ValueError as error:  # a bootstrap of too few verdicts
         raise EvaluationError(f"no EPL: {error}; ask more prompts, or another judge.") from None
     basin = Basin(
-        model=_short(str(config.model.path)),
+        model=_named(config.model),
         modules=modules,
         scale=config.scale,
         tolerance=config.tolerance,
@@ -302,7 +304,9 @@ def _science(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in {"machine", "output"}}
 
 
-def _short(path: str) -> str:
-    """A model's name without the folders of somebody's machine; a Hub id stays whole."""
+def _named(model: CandidateSection) -> str:
+    """A model and its adapters, without the folders of somebody's machine; a Hub id stays whole."""
+    path = str(model.path)
     local = path.startswith(("/", ".", "~")) or path.count("/") > 1
-    return path.rstrip("/").rsplit("/", 1)[-1] if local else path
+    name = path.rstrip("/").rsplit("/", 1)[-1] if local else path
+    return " + ".join([name, *map(adapter_label, model.adapter)])

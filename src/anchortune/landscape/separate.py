@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from anchortune.adapter.update import read_update
+from anchortune.adapter.update import adapter_label, read_update
 from anchortune.anchor.anchor import Anchor
 from anchortune.anchor.compare import Comparison, ModuleComparison, compare_anchors
 from anchortune.defences.against import matched
@@ -122,14 +122,8 @@ def separate(anchor: Anchor, benign: str | Path, harmful: str | Path) -> Separat
         for name in (module.module for module in found[0].modules)
     ]
     told = f"{anchor.metadata.aligned.id} - {anchor.metadata.base.id}"
-    names = (told, _label(benign), _label(harmful))
+    names = (told, adapter_label(benign), adapter_label(harmful))
     return Separation(names, modules, *found, left_out)
-
-
-def _label(folder: str | Path) -> str:
-    """An adapter by its folder's name; ``adapter`` is that of every run, so by the run's then."""
-    path = Path(folder).resolve()
-    return path.parent.name if path.name == "adapter" else path.name
 
 
 def _as_anchor(anchor: Anchor, folder: str | Path) -> Anchor:
