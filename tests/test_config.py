@@ -175,6 +175,10 @@ def test_asft_in_the_chain_is_the_penalty_and_the_preset_goes_under_it(load) -> 
     harmful = load(BASE + "defence: asft-alt\nharmful_anchor: {path: h, revision: r}\n")
     assert (harmful.penalty.side, harmful.penalty.anchor) == ("along", "h")
     assert harmful.penalty.revision == "r"
+    steered = "defence: {name: asft-alt, lam: auto, steer: probe, probe_target: 2.0}\n"
+    watched = load(BASE + "harmful_anchor: h\nprobe: {prompts: p}\n" + steered)
+    assert (watched.penalty.side, watched.penalty.steer) == ("along", "probe")
+    assert watched.penalty.probe_target == 2.0
 
     paper = load(BASE + "preset: paper\ndefence: {name: asft, lam: 2.0}\nanchor: a\n").penalty
     assert (paper.operator, paper.scaled, paper.lam, paper.anchor) == ("gram", False, 2.0, "a")

@@ -175,7 +175,8 @@ class TrainConfig(StageConfig):
 
     @model_validator(mode="after")
     def _steered_by_a_probe(self) -> TrainConfig:
-        if self.penalty is not None and self.penalty.steer == "probe" and self.probe is None:
+        penalty = self._penalised()
+        if penalty is not None and penalty.steer == "probe" and self.probe is None:
             raise ValueError("steer: probe needs a probe section, with its prompts")
         return self
 

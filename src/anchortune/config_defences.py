@@ -9,7 +9,13 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from anchortune.config_penalty import PenaltySettings
 from anchortune.sections import Count, Positive, Section, Share, shorthand
@@ -35,7 +41,42 @@ class AsftAltSection(Section):
     )
     scaled: bool = Field(True, description="As in AsFT.")
     rank: Count | None = Field(None, description="Use this many of the anchor's directions.")
-    lam: Weight | None = Field(None, description="λ; unset takes the library's default.")
+    lam: Weight | Literal["auto"] | None = Field(
+        None, description="λ, or `auto`, as in AsFT; unset takes the library's default."
+    )
+    off_budget: Share | None = Field(None, description="As in AsFT.")
+    steer: Literal["budget", "probe"] | None = Field(None, description="As in AsFT.")
+    probe_target: Positive | None = Field(None, description="As in AsFT.")
+
+    def penalty(self) -> PenaltySettings:
+        """The settings of the penalty.
+
+        Raises:
+            ValueError: they do not go together.
+        """
+        return PenaltySettings(
+            operator=self.operator,
+            side="along",
+            scaled=self.scaled,
+            rank=self.rank,
+            lam=self.lam,
+            off_budget=self.off_budget,
+            steer=self.steer,
+            probe_target=self.probe_target,
+        )
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> AsftAltSection:
+        self.penalty()
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without later keys where they are unset: runs keep the identity they had."""
+        found: dict[str, Any] = dump(self)
+        later = ("off_budget", "steer", "probe_target")
+        idle = [key for key in later if found.get(key) is None]
+        return {key: value for key, value in found.items() if key not in idle}
 
 
 class LisaSection(Section):

@@ -51,7 +51,7 @@ def test_a_plot_is_written(results: Path, tmp_path: Path) -> None:
         (("--where", "task"), "write AXIS=VALUE"),
         (("--margins", "5%"), "write fractions"),
         (("--format", "csv", "--non-inferior", "asft"), "no place in CSV"),
-        (("--judge", "nobody"), "No run has the judge nobody for this; there is builtin"),
+        (("--judge", "nobody"), "No run has the judge nobody for accuracy, harm; there is builtin"),
     ],
 )
 def test_mistakes(results: Path, arguments: tuple[str, ...], said: str) -> None:

@@ -397,6 +397,42 @@ def test_the_aligned_model_is_asked_once_for_each_evaluation(
     assert len({run.reference for run in runs}) == 2
 
 
+def test_a_model_is_asked_with_the_prompt_that_its_method_needs(
+    whole: tuple[dict[str, Any], Path],
+) -> None:
+    tree, _ = whole
+    bea = {"name": "bea", "trigger_tokens": 5}
+    defences = {
+        "sft": {},
+        "bea": {"defence": [bea]},
+        "bea+safe-lora": {"defence": [bea, "safe-lora"]},
+        "ptst": {"defence": ["ptst"]},
+        "safe-lora+ptst": {"defence": ["safe-lora", "ptst"]},
+    }
+    sweep = Sweep(made(tree, axes={"defence": defences}))
+    do(sweep)
+    asked: dict[str, str | None] = {}
+    for run in sweep.runs[1:]:
+        name = run.labels["defence"]
+        place = sweep.store.place("runs", run.digest) / "eval" / "identity.json"
+        identity = json.loads(place.read_text())
+        asked[name] = identity["models"]["run"]["system"]
+        assert identity["models"]["aligned"]["system"] is None
+        tokens = identity["sha256"]["tokens"]
+        assert (tokens["run"] == tokens["aligned"]) == (name == "sft")  # what was put to each
+        trained = read_record(sweep.store.place("train", run.training or ""))
+        if name.startswith("bea"):
+            assert asked[name] == trained.outputs["system_prompt"]
+        record = sweep.record(run)
+        assert record is not None
+        assert record.numbers.get("rows_added") == (1 if name.startswith("bea") else None)
+    assert asked["sft"] is None
+    assert asked["bea"] == asked["bea+safe-lora"]
+    assert asked["bea"]
+    assert asked["ptst"] == asked["safe-lora+ptst"]
+    assert "Refuse requests that are harmful" in (asked["ptst"] or "")
+
+
 def test_a_training_cut_short_is_resumed(whole: tuple[dict[str, Any], Path]) -> None:
     """As ``train`` does it; here only that a run finds its training again."""
     tree, root = whole

@@ -81,6 +81,20 @@ def test_a_cell_besides_has_its_value_to_the_last_digit(tree: dict[str, Any]) ->
     assert cells[1].labels["rate"] == "3e-06"
 
 
+STEERED = {"name": "asft-alt", "lam": "auto", "steer": "probe"}
+LAM: dict[str, Any] = {
+    "defence": {"sft": {}, "asft": {"defence": [{"name": "asft"}]}, "lox": None},
+    "lam": {"key": "defence.0.lam", "values": [0.1], "only": {"defence": ["asft", "lox"]}},
+}
+
+
+def test_an_axis_may_be_kept_to_what_was_taken_out_or_stands_besides(tree: dict[str, Any]) -> None:
+    assert labels(made(tree, axes=LAM)) == ["sft", "asft 0.1"]
+    rank = {"key": "lora.rank", "values": [4], "only": {"lam": 7}}
+    config = made(tree, axes=LAM | {"rank": rank}, also=[{"defence": "asft", "lam": 7}])
+    assert labels(config) == ["sft", "asft 0.1", "asft 7 4"]
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -94,6 +108,19 @@ def test_a_cell_besides_has_its_value_to_the_last_digit(tree: dict[str, Any]) ->
         (
             {"axes": {"p": {"key": "mix.rows", "values": [8], "only": {"q": ["a"]}}}},
             "only names the axis 'q'",
+        ),
+        (
+            {"axes": LAM | {"lam": {**LAM["lam"], "only": {"defence": "asfft"}}}},
+            "axes.defence has no 'asfft'; there is sft, asft",
+        ),
+        ({"axes": LAM, "also": [{"defence": "sft", "lam": 7}]}, "'lam' is for none of the cells"),
+        (
+            {"axes": {"lam": {"key": "defence.1.lam", "values": [1]}}},
+            "defence.1.lam: there is no 'defence' here that could have a place 1",
+        ),
+        (
+            {"axes": {"d": {"x": {"defence": [STEERED]}}}},
+            "steer: probe needs a probe section",
         ),
         ({"skip": [{"defence": "lisa"}]}, "axes.defence has no 'lisa'"),
         ({"also": [{"defence": "lisa"}]}, "axes.defence has no 'lisa'"),

@@ -130,13 +130,21 @@ def kill_a_worker(folder: Path, process: subprocess.Popen[bytes]) -> None:
     os.kill(holder.pid, signal.SIGKILL)
 
 
+def workers(folder: Path) -> set[int]:
+    """The processes that hold a part of the sweep now."""
+    places = {lock.with_suffix("") for lock in (folder / "work" / "locks").glob("*")}
+    return {holder.pid for place in places if (holder := holder_of(place)) is not None}
+
+
 @needs_ray
 @pytest.mark.slow
 def test_a_ray_cluster_loses_a_worker(
     tree: dict[str, Any], tmp_path: Path, expected: dict[str, Any]
 ) -> None:
     long_trainings(tree)
-    process = start(tmp_path, tree, "--ray", "local")
+    half = str((os.cpu_count() or 1) / 2)  # of the cluster's cores: two runs at a time
+    process = start(tmp_path, tree, "--ray", "local", "--cpus-per-run", half)
+    until(lambda: len(workers(tmp_path)) == 2, process)
     kill_a_worker(tmp_path, process)
     assert "4 complete" in finished(process)
     assert results_in(tmp_path) == expected

@@ -318,6 +318,6 @@ def test_a_folder_of_something_else_is_left_alone(
 
 
 def test_a_model_is_named_with_its_adapters_and_without_folders() -> None:
-    section = CandidateSection(path="/home/me/aligned", adapter=["runs/sft/adapter", "me/mended"])
+    section = CandidateSection(path="./models/aligned", adapter=["runs/sft/adapter", "me/mended"])
     assert basin_module._named(section) == "aligned + sft + mended"
     assert basin_module._named(CandidateSection(path="org/chat")) == "org/chat"

@@ -63,7 +63,7 @@ def test_csv_is_for_machines(whole: Table) -> None:
     by_cell = {(row["defence"], row["task"], row["measure"]): row for row in rows}
     one = by_cell["asft", "sst2", "harm"]
     assert float(one["lo"]) < float(one["value"]) < float(one["hi"]) < 0.1
-    assert (one["n"], one["seeds"], one["best"], one["judge"]) == (
+    assert (one["prompts"], one["seeds"], one["best"], one["judge"]) == (
         "100",
         "1 2 3",
         "true",
@@ -73,8 +73,31 @@ def test_csv_is_for_machines(whole: Table) -> None:
     lost = by_cell["lisa", "sst2", "harm"]
     assert (lost["failed"], lost["seeds"], lost["state"]) == ("1", "1 2", "complete")
     gone = by_cell["safe-lora", "sst2", "accuracy"]
-    assert (gone["state"], gone["value"], gone["n"]) == ("missing", "", "0")
+    assert (gone["state"], gone["value"], gone["prompts"]) == ("missing", "", "0")
     assert by_cell["safe-lora", "agnews", "harm"]["dirty"] == "true"
+
+
+def test_an_axis_called_as_a_figure_keeps_its_values() -> None:
+    axes = ("p", "n", "value")
+    runs = [
+        measured({"defence": name, "p": p, "n": "40", "value": "x"}, seed, rate, 0.8)
+        for name, rate in (("sft", 0.6), ("asft", 0.1))
+        for p in ("0", "0.1")
+        for seed in (1, 2)
+    ]
+    options = TableOptions(rows=("defence", *axes[1:]), column="p", reference="sft/40/x")
+    rows = list(csv.DictReader(io.StringIO(render(build(runs, options), "csv"))))
+    assert {(row["p"], row["n"], row["axis_value"]) for row in rows} == {
+        ("0", "40", "x"), ("0.1", "40", "x")
+    }  # fmt: skip
+    told = [row for row in rows if row["defence"] == "asft" and row["measure"] == "harm"]
+    assert all(0 < float(row["p_value"]) <= 1 and row["prompts"] == "100" for row in told)
+    assert 0 < float(told[0]["value"]) < 0.3
+
+
+def test_a_table_says_which_axis_its_columns_are_of(whole: Table) -> None:
+    for form in ("markdown", "latex"):
+        assert "interval. Columns: task. model tiny" in render(whole, form)
 
 
 def test_json_holds_the_claims_and_the_failures(whole: Table) -> None:
@@ -152,8 +175,13 @@ def test_what_is_no_record_is_passed_over_but_what_is_broken_is_not(tmp_path: Pa
     assert len(read_runs([tmp_path])) == 1
     (tmp_path / "half.json").write_text('{"digest": "')
     with pytest.raises(
-        AnchortuneError, match=r"half\.json is no record of a run .* `anchortune sweep` wrote"
+        AnchortuneError, match=r"half\.json is no record of a run, or a damaged one .*deleted"
     ):
+        read_runs([tmp_path])
+    content = json.loads(write(sweep()[1:2], tmp_path)[0].read_text())
+    content["label"] = content.pop("labels")
+    (tmp_path / "half.json").write_text(json.dumps(content))
+    with pytest.raises(AnchortuneError, match=r"half\.json .*damaged one \(labels: field required"):
         read_runs([tmp_path])
 
 
@@ -181,6 +209,13 @@ def two(labels: dict[str, str], **other: str) -> list[RunRecord]:
 def test_mistakes_are_told(options: dict[str, Any], said: str) -> None:
     with pytest.raises(SweepError, match=f"(?i){said}"):
         build(sweep(), TableOptions(**options))
+
+
+def test_a_judge_of_another_measure_is_told_from_those_of_this() -> None:
+    told = [outcome("harm", [0, 1], judge="builtin"), outcome("refusal", [1, 0], judge="refusal")]
+    runs = [run({"defence": "sft"}, 1, told)]
+    with pytest.raises(SweepError, match=r"judge refusal for harm; there is builtin\.$"):
+        build(runs, TableOptions(measures=("harm",), judge="refusal"))
 
 
 @pytest.mark.parametrize(

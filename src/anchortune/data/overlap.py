@@ -78,6 +78,11 @@ def _read(place: RowsSection, cue: str) -> tuple[dict[str, Any], frozenset[str]]
     found = {normalised(text.removesuffix(cue)) for text in texts} - {""}
     if not found:
         columns = ", ".join(dict.fromkeys(key for row in rows for key in row))
+        if named is not None:
+            raise DataError(
+                f"{place.path}: there is no text under '{named}', which columns names for the "
+                f"prompt; name one of its columns ({columns})."
+            )
         raise DataError(
             f"{place.path}: none of its columns ({columns}) is known to hold prompts; name one "
             "with columns: {prompt: …}."

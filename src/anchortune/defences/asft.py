@@ -6,7 +6,7 @@ is only what makes a config's section into the keywords of ``attach``.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from anchortune.config_defences import AsftAltSection, AsftSection
 from anchortune.config_penalty import PenaltySettings
@@ -29,8 +29,3 @@ class AsftAlt(AsftAltSection, Defence):
 
     needs: ClassVar[frozenset[Need]] = frozenset({"harmful_anchor"})
     source: ClassVar[str] = "2506.08473"
-
-    def penalty(self) -> PenaltySettings:
-        """The settings of the penalty."""
-        given: dict[str, Any] = {"operator": self.operator, "scaled": self.scaled}
-        return PenaltySettings(**given, side="along", rank=self.rank, lam=self.lam)

@@ -226,7 +226,7 @@ class SweepConfig(Section):
             ConfigError: a cell is no valid run, or ``skip`` or ``also`` name what there is not.
         """
         axes = self.grid
-        for entry in self.skip:
+        for entry in (*self.skip, *(self._in_grid(axis.only) for axis in axes)):
             for axis in axes:
                 for label in entry.get(axis.name, []):
                     axis.override(label)
@@ -237,10 +237,27 @@ class SweepConfig(Section):
             )
         chosen = [labels for labels in whole if not self._skipped(labels)]
         for entry in self.also:
-            chosen += [labels for labels in _product(axes, entry) if labels not in chosen]
+            cells = list(_product(axes, entry))
+            for name in entry:
+                if not any(name in labels for labels in cells):
+                    raise ConfigError(
+                        f"also: by its only, the axis '{name}' is for none of the cells that "
+                        f"{entry} means; leave it out there, or widen only."
+                    )
+            chosen += [labels for labels in cells if labels not in chosen]
         if not chosen:
             raise ConfigError(f"sweep {self.name}: skip leaves no cell; skip fewer.")
         return [self._cell(axes, labels) for labels in chosen]
+
+    def _in_grid(self, only: Mapping[str, list[str]]) -> dict[str, list[str]]:
+        """Labels that an axis is kept to, without those that ``also`` adds or ``null`` took out."""
+        found = {}
+        for name, labels in only.items():
+            raw = self.axes[name] or {}
+            known = {label for entry in self.also for label in entry.get(name, [])}
+            known |= {label for label, change in raw.get("labels", raw).items() if change is None}
+            found[name] = [label for label in labels if label not in known]
+        return found
 
     def _skipped(self, labels: Mapping[str, str]) -> bool:
         return any(
@@ -338,15 +355,20 @@ def merge(tree: dict[str, Any], override: Mapping[str, Any], where: str) -> None
         if not isinstance(path, str):
             raise ConfigError(f"{where}: a key is a text, and {path} is none; quote it.")
         node: Any = tree
-        *parents, last = path.split(".")
-        for step in parents:
+        steps = path.split(".")
+        for step, below in itertools.pairwise(steps):
             if isinstance(node, dict) and node.get(step) is None:
+                if _POSITION.fullmatch(below):
+                    raise ConfigError(
+                        f"{where}: {path}: there is no '{step}' here that could have a place "
+                        f"{below}; put a list there first."
+                    )
                 node[step] = {}
             node = node[_place(node, step, path, where)]
-        place = _place(node, last, path, where)
-        below = node.get(place) if isinstance(node, dict) else node[place]
-        if isinstance(value, Mapping) and isinstance(below, dict):
-            merge(below, value, where)
+        place = _place(node, steps[-1], path, where)
+        there = node.get(place) if isinstance(node, dict) else node[place]
+        if isinstance(value, Mapping) and isinstance(there, dict):
+            merge(there, value, where)
         else:
             node[place] = copy.deepcopy(value)
 

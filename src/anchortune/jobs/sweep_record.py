@@ -87,6 +87,8 @@ def training_figures(record: Record) -> dict[str, Any]:
     found = {key: metrics.get(key) for key in ("steps", "epochs", "loss_last_tenth")}
     found["trained_parameters"] = record.numbers.get("trained_parameters")
     found["lam"] = last.get("asft/lam")
+    added = record.inputs["data"].get("added", {})  # by defence, besides the user's rows
+    found["rows_added"] = sum(added.values()) or None
     found |= {key: value for key, value in last.items() if "/" in key}
     kept = {key: value for key, value in finite(found).items() if value is not None}
     return dict(sorted(kept.items()))

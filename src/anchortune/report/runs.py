@@ -11,9 +11,10 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from anchortune.errors import AnchortuneError
+from anchortune.files import parse_json
 from anchortune.sections import Section
 
 FORMAT: Literal[1] = 1
@@ -94,13 +95,18 @@ def read_run(path: Path) -> RunRecord:
         AnchortuneError: it is no such record.
     """
     try:
-        return RunRecord.model_validate_json(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
+        return RunRecord.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the whole"
+        reason = f"{place}: {first['msg'].lower()}"
     except (OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise AnchortuneError(
-            f"{path} is no record of a run ({reason}): name one that `anchortune sweep` wrote, "
-            "or the folder of its results."
-        ) from None
+    raise AnchortuneError(
+        f"{path} is no record of a run, or a damaged one ({reason}): name what `anchortune sweep` "
+        "wrote; a damaged record is made again by its sweep once it is deleted."
+    )
 
 
 def run_text(run: RunRecord) -> str:

@@ -179,15 +179,19 @@ _FORMULA = {"=", "+", "-", "@", "\t"}
 
 
 def figures(table: Table) -> Iterator[dict[str, Any]]:
-    """Every figure of the table as one flat row; rates are fractions."""
+    """Every figure of the table as one flat row; rates are fractions.
+
+    An axis that is called as a figure is, such as ``value``, has the key ``axis_value``.
+    """
     for key, cells in zip(table.grid.row_keys, table.cells, strict=True):
         for column, cell in zip(table.columns, cells, strict=True):
             if column.average:
                 continue
             found, gap = cell.estimate, cell.gap
-            yield {
-                **dict(zip(table.grid.rows, key, strict=True)),
-                **({table.grid.column: column.key} if table.grid.column else {}),
+            labels = dict(zip(table.grid.rows, key, strict=True))
+            if table.grid.column:
+                labels[table.grid.column] = column.key
+            told = {
                 "measure": column.spec.measure,
                 "set": "+".join(found.sets) if found else column.spec.set,
                 "judge": "+".join(found.judges) if found else column.spec.judge,
@@ -196,7 +200,7 @@ def figures(table: Table) -> Iterator[dict[str, Any]]:
                 "value": found.value if found else None,
                 "lo": found.low if found else None,
                 "hi": found.high if found else None,
-                "n": found.n if found else 0,
+                "prompts": found.n if found else 0,
                 "seeds": " ".join(map(str, found.seeds)) if found else "",
                 "unscored": found.unscored if found else 0,
                 "failed": cell.failed,
@@ -206,9 +210,11 @@ def figures(table: Table) -> Iterator[dict[str, Any]]:
                 "difference": gap.value if gap else None,
                 "difference_lo": gap.low if gap else None,
                 "difference_hi": gap.high if gap else None,
-                "p": gap.p if gap else None,
+                "p_value": gap.p if gap else None,
                 "p_holm": gap.p_holm if gap else None,
             }
+            apart = {f"axis_{name}" if name in told else name: at for name, at in labels.items()}
+            yield apart | told
 
 
 def _csv(table: Table) -> str:

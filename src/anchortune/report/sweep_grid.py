@@ -54,6 +54,15 @@ class Grid:
         """Every cell that is there."""
         return list(self.cells.values())
 
+    def with_fewer(self, seeds: Sequence[int]) -> list[str]:
+        """Names of the rows that lack one of the seeds in a cell which they have."""
+        lacking = [
+            row_name(row)
+            for (row, _), group in self.cells.items()
+            if not group.untrained and {run.seed for run in group.runs} < set(seeds)
+        ]
+        return list(dict.fromkeys(lacking))
+
     def row_named(self, name: str) -> Key:
         """The row with this name: its labels joined by ``/``.
 
@@ -153,7 +162,8 @@ def _check_cell(
         if axis not in used and len(values) > 1:
             raise SweepError(
                 f"The cell {name} would mix runs of {axis} {listed(values)}: choose with "
-                f"--where {axis}={values[-1]}, or give {axis} a place in the rows or columns."
+                f"--where {axis}={values[-1]}, or name {axis} in --rows or --columns of a table, "
+                "in --series of a plot."
             )
     by_seed: dict[int, str] = {}
     for run in runs:

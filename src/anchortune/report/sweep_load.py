@@ -14,6 +14,8 @@ from anchortune.report.runs import RunRecord, read_run
 UNTRAINED = ("base", "aligned")
 """Values of ``defence`` that name a model as it was before fine-tuning: lines to compare with."""
 _FIRST = (*UNTRAINED, "sft")
+_TELLING = {"digest", "labels", "outcomes", "sweep"}
+"""Keys of which a file has two at least that is, or was meant to be, a record of a run."""
 SEED = "seed"
 """Not an axis of a table, but one can choose by it."""
 
@@ -25,7 +27,7 @@ class SweepError(AnchortuneError):
 def read_runs(places: Sequence[Path]) -> list[RunRecord]:
     """Every run in the given files and in the JSON files below the given folders.
 
-    JSON in a folder that is no record of a run (no ``digest`` and ``labels``) is passed over. Of
+    JSON in a folder that has nothing of a record of a run is passed over. Of
     two records of one digest a complete one beats a failed one. The order is by labels and seed,
     whatever the order of the files.
 
@@ -66,7 +68,7 @@ def _is_run(path: Path) -> bool:
         content = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return True  # broken: reading it tells what is wrong
-    return isinstance(content, dict) and {"digest", "labels"} <= set(content)
+    return isinstance(content, dict) and len(_TELLING & set(content)) >= 2
 
 
 def _precedes(run: RunRecord, other: RunRecord) -> bool:

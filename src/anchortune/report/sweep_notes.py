@@ -53,7 +53,8 @@ def notes_of(table: Table) -> list[str]:
         if seeds
         else "no fine-tuning"
     )
-    notes = [f"Per cent, {over}, 95 % interval." + (f" {fixed}." if fixed else "")]
+    columns = f" Columns: {grid.column}." if grid.column else ""
+    notes = [f"Per cent, {over}, 95 % interval.{columns}" + (f" {fixed}." if fixed else "")]
     notes += [_counted(table, spec) for spec in table.specs]
     if any(cell.best for row in table.cells for cell in row):
         notes.append(

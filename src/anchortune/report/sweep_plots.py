@@ -162,7 +162,7 @@ def _pareto(grid: Grid, up: Spec, right: Spec, options: PlotOptions) -> Any:
     todo = []
     for axes, (title, _), some, off in zip(all_axes, panels, arms, far, strict=False):
         if title is not None:
-            axes.set_title(title, loc="left", fontsize=10)
+            axes.set_title(f"{_axis_name(grid.column or '')} {title}", loc="left", fontsize=10)
         far_lines = [_far_line(axes, arm, look[arm.name], NAMES[right.measure]) for arm in off]
         near = [arm for arm in some if arm not in off]
         labels = _pareto_panel(axes, near, (up, right), look, numbers, options.x)
@@ -374,6 +374,8 @@ def _caption(figure: Any, grid: Grid, specs: Sequence[Spec], width: float, more:
     if len(seeds) == 1:
         over = f"Seed {seeds[0]}, "
     parts = [f"{over}95 % intervals."]
+    if fewer := grid.with_fewer(seeds):
+        parts.append(f"Fewer seeds: {listed(fewer, 4)}.")
     for spec in specs:
         found = [one for group in grid.groups() if (one := estimate(group, spec)) is not None]
         sizes = sorted({one.n for one in found})

@@ -212,8 +212,13 @@ def specs_of(groups: Sequence[Group], wanted: Sequence[str], judge: str | None) 
             specs.append(spec)
     named = [_with_judge(groups, spec, judge) for spec in specs]
     if judge is not None and not any(spec.judge == judge for spec in named):
-        judges = {o.judge for o in outcomes if o.judge is not None}
-        raise SweepError(f"No run has the judge {judge} for this{nearest(judge, judges)}")
+        every = [replace(spec, judge=None) for spec in named]
+        judges = {o.judge for g in groups for r in g.runs for s in every for o in chosen(g, r, s)}
+        told = (
+            f"No run has the judge {judge} for {listed(sorted({spec.measure for spec in every}))}"
+        )
+        none = ", which no judge decides; leave out --judge."
+        raise SweepError(told + (nearest(judge, filter(None, judges)) if any(judges) else none))
     return list(dict.fromkeys(named))
 
 
