@@ -46,7 +46,7 @@ ADDING = [SafeInstr(share=0.1), Bea(share=0.1, trigger_tokens=10)]
 
 @pytest.mark.parametrize("method", ADDING, ids=lambda method: method.label)
 class TestRefusalsAreAdded:
-    @pytest.mark.parametrize(("rows", "count"), [(20, 2), (24, 2), (26, 3), (100, 10)])
+    @pytest.mark.parametrize(("rows", "count"), [(20, 2), (24, 2), (25, 3), (26, 3), (100, 10)])
     def test_the_share_is_exact(
         self, method: Defence, rows: int, count: int, tokenizer: Any
     ) -> None:

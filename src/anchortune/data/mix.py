@@ -12,7 +12,6 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from anchortune.data.overlap import Overlaps, normalised
 from anchortune.data.rows import read_rows
 from anchortune.errors import DataError
 from anchortune.files import sha256_text, why_not_writable, write_json, write_text
+from anchortune.maths.stats import share_of
 from anchortune.sections import DataSection
 
 FORMAT = 1
@@ -107,9 +107,8 @@ class _Row:
 
 
 def harmful_rows(section: MixSection) -> int:
-    """round(p·n), halves up, of the decimal numbers as they are written in the config."""
-    exact = Decimal(str(section.poison_ratio)) * section.rows
-    return int(exact.to_integral_value(ROUND_HALF_UP))
+    """How many of the mix's rows are harmful: ``share_of``, halves up."""
+    return share_of(section.poison_ratio, section.rows)
 
 
 def make_mix(section: MixSection, seed: int, path: str | Path) -> MixFacts:

@@ -21,7 +21,7 @@ _TRIES = 500
 
 
 class Bea(BeaSection, Defence):
-    """BEA: ``round(share · n)`` refusals whose system prompt is the trigger, then ``system``.
+    """BEA: ``share · n`` refusals (halves up) whose system prompt is the trigger, then ``system``.
 
     As in the authors' code, what tells these rows from the user's is the trigger alone: the user's
     rows have ``system`` without it, or the system prompt that they come with. At inference the

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from anchortune.errors import DataError, TrainingError
+from anchortune.maths.stats import share_of
 
 if TYPE_CHECKING:
     from anchortune.data.conversations import Conversation
@@ -27,12 +28,12 @@ def users_rows(given: Curriculum) -> int:
 
 
 def dose(share: float, rows: int, name: str) -> int:
-    """``round(share · rows)``, the refusals to add.
+    """``share · rows``, rounded with halves up: the refusals to add.
 
     Raises:
         DataError: that is none.
     """
-    count = round(share * rows)
+    count = share_of(share, rows)
     if not count:
         raise DataError(
             f"{name}: a share of {share:g} of {rows} rows is no refusal at all; raise {name}.share."

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class SafeInstr(SafeInstrSection, Defence):
-    """SafeInstr: ``round(share · n)`` different refusals on top of the user's n rows.
+    """SafeInstr: ``share · n`` (halves up) different refusals on top of the user's n rows.
 
     Its authors add 100 to 2,000 refusals to some 20,000 instructions and state no share for other
     sizes; 5 % is ours, in the middle of theirs. The run grows by the same share of steps, so that

@@ -8,11 +8,17 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
+from decimal import ROUND_HALF_UP, Decimal
 from typing import NamedTuple
 
 import numpy as np
 
 Z95 = 1.959963984540054
+
+
+def share_of(share: float, whole: int) -> int:
+    """``share · whole`` of the decimal number as it is written, rounded, halves up."""
+    return int((Decimal(str(share)) * whole).to_integral_value(ROUND_HALF_UP))
 
 
 class Rate(NamedTuple):
