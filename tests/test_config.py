@@ -67,6 +67,8 @@ def load(tmp_path: Path):
         (BASE, ["defence=asft", "anchor=3"], "anchor: expected the place of an anchor"),
         (BASE, ["defence=asft", "anchor=a", "penalty={anchor: b}"], "one penalty at a time"),
         (BASE, ["defence=[asft, asft-alt]", "anchor=a"], "one penalty at a time"),
+        (BASE, ["defence=[ptst, {name: asft-alt, lam: auto}]", "harmful_anchor=a"],
+         "add steer: probe, or give lam as a number"),
         (BASE, ["defence={name: asft-alt, side: off}", "harmful_anchor=a"],
          "asft-alt has no key 'side'"),
         (BASE, ["data.format=xx"], "data.0.format: expected auto, instruction,"),

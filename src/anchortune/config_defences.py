@@ -42,10 +42,11 @@ class AsftAltSection(Section):
     scaled: bool = Field(True, description="As in AsFT.")
     rank: Count | None = Field(None, description="Use this many of the anchor's directions.")
     lam: Weight | Literal["auto"] | None = Field(
-        None, description="λ, or `auto`, as in AsFT; unset takes the library's default."
+        None, description="λ, or `auto` with `steer: probe`; unset takes the library's default."
     )
-    off_budget: Share | None = Field(None, description="As in AsFT.")
-    steer: Literal["budget", "probe"] | None = Field(None, description="As in AsFT.")
+    steer: Literal["probe"] | None = Field(
+        None, description="For `lam: auto`: hold the fall of the safety probe at `probe_target`."
+    )
     probe_target: Positive | None = Field(None, description="As in AsFT.")
 
     def penalty(self) -> PenaltySettings:
@@ -60,7 +61,6 @@ class AsftAltSection(Section):
             scaled=self.scaled,
             rank=self.rank,
             lam=self.lam,
-            off_budget=self.off_budget,
             steer=self.steer,
             probe_target=self.probe_target,
         )
@@ -74,7 +74,7 @@ class AsftAltSection(Section):
     def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Without later keys where they are unset: runs keep the identity they had."""
         found: dict[str, Any] = dump(self)
-        later = ("off_budget", "steer", "probe_target")
+        later = ("steer", "probe_target")
         idle = [key for key in later if found.get(key) is None]
         return {key: value for key, value in found.items() if key not in idle}
 

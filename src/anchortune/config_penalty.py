@@ -78,6 +78,12 @@ class PenaltySettings(Section):
             raise ValueError("off_budget goes with steer: budget; leave out one of the two")
         if self.probe_target is not None and self.steer != "probe":
             raise ValueError("probe_target is only read with steer: probe; set that or drop it")
+        nothing_free = self.side == "along" or self.operator == "none"
+        if self.lam == "auto" and self.steer != "probe" and nothing_free:
+            raise ValueError(
+                "lam: auto keeps a share of the update on the anchor, which a penalty along it "
+                "and operator: none cannot do; add steer: probe, or give lam as a number"
+            )
         return self
 
     @model_validator(mode="after")

@@ -355,6 +355,37 @@ def test_three_steps_end_to_end(
     check_run(method, tmp_path / "run", llama_aligned, config)
 
 
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("asft", {"operator": "none"}),
+        ("asft", {"operator": "subspace", "side": "along"}),
+        ("asft", {"operator": "gram", "scaled": False}),
+        ("asft-alt", {"operator": "gram", "lam": 10.0}),
+        ("resta", {"vector": "harmful"}),
+        ("safe-lora", {"threshold": 0.5}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value.values())),
+)
+def test_ablations_and_other_settings_end_to_end(
+    name: str,
+    settings: dict[str, Any],
+    tmp_path: Path,
+    llama_aligned: Path,
+    llama_base: Path,
+    files: dict[str, Path],
+    anchor_files: dict[str, Path],
+    anchors: Anchors,
+    tokenizer: Any,
+) -> None:
+    method = defence_class(name)(**settings)
+    assert not method.terms(None, anchors, schedule(3, 4))
+    made = method.curriculum(given(12), refusals(30), schedule(3, 4), tokenizer)
+    assert made == given(12)
+    config = run_of(method, tmp_path / "run", llama_aligned, llama_base, files, anchor_files)
+    check_run(method, tmp_path / "run", llama_aligned, config)
+
+
 def test_lisa_base_end_to_end_belongs_on_the_base(
     tmp_path: Path,
     llama_aligned: Path,

@@ -13,7 +13,7 @@ import torch
 from anchortune.anchor.anchor import Anchor
 from anchortune.config import AlignConfig, TrainConfig
 from anchortune.config_io import validate
-from anchortune.errors import AnchorError, CheckpointError, DataError, TrainingError
+from anchortune.errors import AnchorError, CheckpointError, ConfigError, DataError, TrainingError
 from anchortune.record import read_record
 from anchortune.training.align import align
 from anchortune.training.plan import plan_stage
@@ -540,7 +540,7 @@ def test_a_dry_run_checks_rank_and_schedule(llama_aligned, data, anchor, tmp_pat
         plan(rank=9)
     with pytest.raises(TrainingError, match="no lam can meet off_budget"):
         plan(operator="gram", lam="auto", off_budget=0.0)
-    with pytest.raises(TrainingError, match="cannot do: give lam as a number"):
+    with pytest.raises(ConfigError, match="cannot do; add steer: probe, or give lam as a number"):
         plan(operator="subspace", lam="auto", side="along")
     assert plan(operator="gram").state.value == "new"
     assert plan(operator="subspace", lam="auto").state.value == "new"

@@ -218,7 +218,8 @@ def make_schedule(
         if penalty.side == "along" or penalty.operator == "none":
             raise TrainingError(
                 f"lam='auto' keeps a share of the update on the anchor, which operator "
-                f"{penalty.operator!r} with side {penalty.side!r} cannot do: give lam as a number"
+                f"{penalty.operator!r} with side {penalty.side!r} cannot do: steer by a probe, or "
+                "give lam as a number"
             )
         budget = DEFAULT_OFF_BUDGET if off_budget is None else off_budget
         floor = penalty.aligned_share()
