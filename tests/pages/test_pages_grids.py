@@ -56,7 +56,7 @@ def test_results() -> None:
         "results/small-first-pair", "results/small-lambda", "results/small-learning-rate",
         "results/small-poison", "results/small-full", "results/small-alt-pairs",
         "results/small-aim", "results/small-choice", "results/small-claim",
-        "results/small-defences", "results/small-mend",
+        "results/small-claim-items", "results/small-defences", "results/small-mend",
     )  # fmt: skip
     hours = "hours of a real model; tests/jobs checks its cells"
     printed = run_page(
