@@ -57,6 +57,7 @@ def test_results() -> None:
         "results/small-poison", "results/small-full", "results/small-alt-pairs",
         "results/small-aim", "results/small-choice", "results/small-claim",
         "results/small-claim-items", "results/small-defences", "results/small-mend",
+        "results/small-steer-alt",
     )  # fmt: skip
     hours = "hours of a real model; tests/jobs checks its cells"
     printed = run_page(
