@@ -7,18 +7,12 @@ its class inherits its section from here, so that the keys of YAML and of Python
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    SerializerFunctionWrapHandler,
-    model_serializer,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, model_validator
 
 from anchortune.config_penalty import PenaltySettings
-from anchortune.sections import Count, Positive, Section, Share, shorthand
+from anchortune.sections import Count, GrownSection, Positive, Section, Share, shorthand
 
 Weight = Annotated[float, Field(ge=0)]
 
@@ -29,11 +23,13 @@ class AsftSection(PenaltySettings):
     name: Literal["asft"] = "asft"
 
 
-class AsftAltSection(Section):
+class AsftAltSection(GrownSection):
     """AsFT-Alt: the part of the update along a harmful direction is punished; needs no base model.
 
     Section 3 of arXiv 2506.08473; the direction is a harmful anchor, see ``anchor harmful``.
     """
+
+    later: ClassVar[tuple[str, ...]] = ("steer", "probe_target")
 
     name: Literal["asft-alt"] = "asft-alt"
     operator: Literal["gram", "subspace", "subspace2", "direction", "direction_global"] | None = (
@@ -69,14 +65,6 @@ class AsftAltSection(Section):
     def _goes_together(self) -> AsftAltSection:
         self.penalty()
         return self
-
-    @model_serializer(mode="wrap")
-    def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without later keys where they are unset: runs keep the identity they had."""
-        found: dict[str, Any] = dump(self)
-        later = ("steer", "probe_target")
-        idle = [key for key in later if found.get(key) is None]
-        return {key: value for key, value in found.items() if key not in idle}
 
 
 class LisaSection(Section):

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    SerializerFunctionWrapHandler,
-    model_serializer,
-    model_validator,
+from pydantic import BeforeValidator, Field, model_validator
+
+from anchortune.sections import (
+    Count,
+    DataSection,
+    GrownSection,
+    Positive,
+    Section,
+    Share,
+    shorthand,
 )
-
-from anchortune.sections import Count, DataSection, Positive, Section, Share, shorthand
 
 
 def _side(value: Any) -> Any:
@@ -20,8 +22,10 @@ def _side(value: Any) -> Any:
     return "off" if value is False else value
 
 
-class PenaltySettings(Section):
+class PenaltySettings(GrownSection):
     """What the AsFT penalty measures, and its weight."""
+
+    later: ClassVar[tuple[str, ...]] = ("steer", "probe_target", "lam_inside", "layer_weights")
 
     operator: (
         Literal["gram", "subspace", "subspace2", "direction", "direction_global", "none"] | None
@@ -101,14 +105,6 @@ class PenaltySettings(Section):
                 "take direction, or drop layer_weights"
             )
         return self
-
-    @model_serializer(mode="wrap")
-    def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without later keys where they change nothing: runs keep the identity they had."""
-        found: dict[str, Any] = dump(self)
-        later = {"steer": None, "probe_target": None, "lam_inside": 0.0, "layer_weights": "none"}
-        idle = [key for key, value in later.items() if found.get(key, value) == value]
-        return {key: value for key, value in found.items() if key not in idle}
 
 
 class PenaltySection(PenaltySettings):

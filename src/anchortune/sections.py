@@ -5,7 +5,7 @@ Every key has its description here, from which the reference in the documentatio
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -40,6 +40,18 @@ class Section(BaseModel):
     """A section of a config: unknown keys are refused, types are not coerced."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class GrownSection(Section):
+    """A section with keys of later: unset they are not written, so runs keep their identity."""
+
+    later: ClassVar[tuple[str, ...]] = ()
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found: dict[str, Any] = dump(self)
+        unset = {key: type(self).model_fields[key].default for key in self.later}
+        return {key: value for key, value in found.items() if unset.get(key, ...) != value}
 
 
 class Shorthand:
@@ -130,9 +142,10 @@ class ModelSection(Section):
     )
 
 
-class RowsSection(Section):
+class RowsSection(GrownSection):
     """Where rows lie, and how they are read."""
 
+    later: ClassVar[tuple[str, ...]] = ("where",)
     path: str = Field(
         description="A .json, .jsonl, .csv or .parquet file, `data:REL/PATH` for one under the "
         "folder `ANCHORTUNE_DATA`, the id of a Hub dataset, or one file of it: "
@@ -161,14 +174,6 @@ class RowsSection(Section):
     max_bad_frac: Share = Field(
         0.05, description="The share of unusable rows above which the data is refused."
     )
-
-    @model_serializer(mode="wrap")
-    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without a ``where`` that is unset: a run from before there was any is still that run."""
-        found: dict[str, Any] = handler(self)
-        if found.get("where") is None:
-            found.pop("where", None)
-        return found
 
 
 class DataSection(RowsSection):

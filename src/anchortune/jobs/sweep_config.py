@@ -102,12 +102,14 @@ class Axis:
         only: on other axes, the labels beside which this one exists.
         keys: where its values go, of an axis of plain values; a cell outside the grid may then
             have another value.
+        taken_out: labels that ``null`` took out of the file that is extended.
     """
 
     name: str
     overrides: dict[str, dict[str, Any]]
     only: dict[str, list[str]]
     keys: tuple[str, ...] = ()
+    taken_out: frozenset[str] = frozenset()
 
     def applies(self, labels: Mapping[str, str]) -> bool:
         """Whether a cell with these labels has one on this axis."""
@@ -226,10 +228,15 @@ class SweepConfig(Section):
             ConfigError: a cell is no valid run, or ``skip`` or ``also`` name what there is not.
         """
         axes = self.grid
-        for entry in (*self.skip, *(self._in_grid(axis.only) for axis in axes)):
-            for axis in axes:
+        for axis in axes:
+            for entry in self.skip:
                 for label in entry.get(axis.name, []):
                     axis.override(label)
+            besides = {label for entry in self.also for label in entry.get(axis.name, [])}
+            for other in axes:
+                for label in other.only.get(axis.name, []):
+                    if label not in axis.taken_out | besides:
+                        axis.override(label)
         whole = list(itertools.islice(_product(axes, {}), MOST_CELLS + 1))
         if len(whole) > MOST_CELLS:
             raise ConfigError(
@@ -248,16 +255,6 @@ class SweepConfig(Section):
         if not chosen:
             raise ConfigError(f"sweep {self.name}: skip leaves no cell; skip fewer.")
         return [self._cell(axes, labels) for labels in chosen]
-
-    def _in_grid(self, only: Mapping[str, list[str]]) -> dict[str, list[str]]:
-        """Labels that an axis is kept to, without those that ``also`` adds or ``null`` took out."""
-        found = {}
-        for name, labels in only.items():
-            raw = self.axes[name] or {}
-            known = {label for entry in self.also for label in entry.get(name, [])}
-            known |= {label for label, change in raw.get("labels", raw).items() if change is None}
-            found[name] = [label for label in labels if label not in known]
-        return found
 
     def _skipped(self, labels: Mapping[str, str]) -> bool:
         return any(
@@ -305,7 +302,9 @@ def _axis(name: str, raw: dict[str, Any], before: list[str]) -> Axis:
         overrides = options.pop("labels") if by_label else options
         if by_label and options:
             raise ConfigError(f"{where}: give labels, and perhaps only.")
+    taken_out: frozenset[str] = frozenset()
     if isinstance(overrides, dict):
+        taken_out = frozenset(label for label, change in overrides.items() if change is None)
         overrides = {label: change for label, change in overrides.items() if change is not None}
     if not isinstance(overrides, dict) or not overrides:
         raise ConfigError(f"{where}: give labels with what each changes, or key and values.")
@@ -314,7 +313,7 @@ def _axis(name: str, raw: dict[str, Any], before: list[str]) -> Axis:
             raise ConfigError(
                 f"{where}.{label}: expected a label (a text) with a mapping of what it changes."
             )
-    return Axis(name, overrides, only, keys)
+    return Axis(name, overrides, only, keys, taken_out)
 
 
 def _of_value(axis: Axis, label: str) -> dict[str, Any] | None:

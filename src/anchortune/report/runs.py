@@ -14,7 +14,6 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from anchortune.errors import AnchortuneError
-from anchortune.files import parse_json
 from anchortune.sections import Section
 
 FORMAT: Literal[1] = 1
@@ -95,8 +94,7 @@ def read_run(path: Path) -> RunRecord:
         AnchortuneError: it is no such record.
     """
     try:
-        content = parse_json(path.read_text(encoding="utf-8"))
-        return RunRecord.model_validate(content)
+        return RunRecord.model_validate_json(path.read_text(encoding="utf-8"))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "the whole"
